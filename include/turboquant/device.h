@@ -9,7 +9,9 @@ namespace turboquant {
 // Element types of queries, keys, values and outputs.
 enum class DType : std::uint8_t { kF32, kF16, kBF16 };
 
-constexpr std::size_t size_of(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
+constexpr std::size_t size_of(DType dtype) {
+  return dtype == DType::kF32 ? 4 : 2;
+}
 constexpr const char* name_of(DType dtype) {
   return dtype == DType::kF32 ? "float32" : dtype == DType::kF16 ? "float16" : "bfloat16";
 }
@@ -41,7 +43,8 @@ class Executor {
   // The same for a callable: executor.for_each(n, [&](std::size_t i) { ... });
   template <class F>
   void for_each(std::size_t tasks, F&& body) {
-    run(tasks, [](void* context, std::size_t i) { (*static_cast<F*>(context))(i); },
+    run(
+        tasks, [](void* context, std::size_t i) { (*static_cast<F*>(context))(i); },
         const_cast<void*>(static_cast<const void*>(&body)));
   }
 };

@@ -22,8 +22,12 @@ struct Error {
   std::string message;
 };
 
-inline Error invalid(std::string message) { return {Code::kInvalidArgument, std::move(message)}; }
-inline Error unsupported(std::string message) { return {Code::kUnsupported, std::move(message)}; }
+inline Error invalid(std::string message) {
+  return {Code::kInvalidArgument, std::move(message)};
+}
+inline Error unsupported(std::string message) {
+  return {Code::kUnsupported, std::move(message)};
+}
 
 // A value or an Error. C++20 has no std::expected; this is the part we use.
 // The library neither throws nor prints nor aborts; the bindings throw.

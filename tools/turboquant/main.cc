@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+// The `turboquant` command. Bad input is answered on stderr with the value and the remedy, exit status 2.
+#include <CLI/CLI.hpp>
+
+#include "commands.h"
+#include "turboquant/version.h"
+
+int main(int argc, char** argv) {
+  CLI::App app{"TurboQuant: a 2 to 4 bit KV cache"};
+  app.set_version_flag("--version", std::string("turboquant ") + turboquant::version());
+  app.require_subcommand(1);
+
+  int status = 0;
+  turboquant::command::add_info(app, status);
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  return status;
+}
