@@ -3,6 +3,8 @@
 PYTHON := .venv/bin/python
 JOBS ?= $(shell nproc)
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
+# The steps of a target run in their order; JOBS is for the compiler and ctest.
+.NOTPARALLEL:
 export CTEST_PARALLEL_LEVEL := $(JOBS)
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
@@ -29,7 +31,7 @@ build: setup
 package: setup
 	@tools/package.sh install
 
-test: format-check test-cpp test-python
+test: test-cpp test-python format-check
 	@echo "all tests passed"
 
 test-cpp: build

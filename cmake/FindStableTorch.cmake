@@ -26,7 +26,7 @@ find_library(StableTorch_LIBRARY torch_cpu PATHS ${StableTorch_ROOT_DIR}/lib NO_
 include(FindPackageHandleStandardArgs)
 find_package_handle_standard_args(StableTorch
   REQUIRED_VARS StableTorch_LIBRARY StableTorch_INCLUDE_DIR VERSION_VAR StableTorch_VERSION
-  REASON_FAILURE_MESSAGE "No torch in ${Python_EXECUTABLE}: 'make setup' installs it into .venv; or set Python_EXECUTABLE")
+  REASON_FAILURE_MESSAGE "No torch in ${Python_EXECUTABLE}: 'make setup' installs it into .venv, or set Python_EXECUTABLE")
 
 if(StableTorch_FOUND AND NOT TARGET StableTorch::torch_cpu)
   add_library(StableTorch::torch_cpu SHARED IMPORTED)
