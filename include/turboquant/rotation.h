@@ -10,7 +10,7 @@
 
 namespace turboquant {
 
-inline constexpr int kMaxHeadDim = 1024;
+inline constexpr int kMaxRotationDim = 1024;
 
 // The matrix H of a signed-Hadamard rotation y = H S x / sqrt(head_dim), S = diag(random signs):
 // H = base_matrix (x) Sylvester(power), head_dim = base * power, coordinate i = i_base * power + i_power.
@@ -29,7 +29,7 @@ struct HadamardPlan {
   std::vector<float> base_matrix;  // [base, base], row-major; empty when base == 1
 };
 
-// The plan for head_dim in [1, kMaxHeadDim], or unsupported, naming the nearest supported head_dim.
+// The plan for head_dim in [1, kMaxRotationDim], or unsupported, naming the nearest supported head_dim.
 Result<HadamardPlan> hadamard_plan(int head_dim);
 
 // `count` signs +-1 from SplitMix64(seed): one draw each, -1 where its top bit is set. Same on every machine.
@@ -41,8 +41,8 @@ class Rotation {
   // y = H S x / sqrt(head_dim), S = random_signs(head_dim, seed): d log d steps, bit for bit the same
   // everywhere.
   static Result<Rotation> hadamard(int head_dim, std::uint64_t seed);
-  // A dense matrix uniform over all orthogonal ones (Haar), for any head_dim in [1, kMaxHeadDim]: d^2 steps.
-  // Sums in double; the same on every machine up to the rounding of its libm.
+  // A dense matrix uniform over all orthogonal ones (Haar), for any head_dim in [1, kMaxRotationDim]: d^2
+  // steps. Sums in double; the same on every machine up to the rounding of its libm.
   static Result<Rotation> haar(int head_dim, std::uint64_t seed);
 
   int head_dim() const { return plan_.head_dim; }

@@ -74,7 +74,7 @@ std::vector<float> hartley(int m) {
 
 // The base of the table in rotation.h, or 0 where head_dim has none.
 int base_of(int head_dim) {
-  if (head_dim < 1 || head_dim > kMaxHeadDim) return 0;
+  if (head_dim < 1 || head_dim > kMaxRotationDim) return 0;
   int odd = head_dim;
   while (odd % 2 == 0) odd /= 2;
   if (odd == 1) return 1;
@@ -84,9 +84,9 @@ int base_of(int head_dim) {
 
 Error no_plan(int head_dim) {
   const std::string value = "head_dim=" + std::to_string(head_dim);
-  if (head_dim < 1) return invalid(value + " is not positive; use 1 to " + std::to_string(kMaxHeadDim));
-  if (head_dim > kMaxHeadDim)
-    return unsupported(value + " has no Hadamard rotation; use at most " + std::to_string(kMaxHeadDim));
+  if (head_dim < 1) return invalid(value + " is not positive; use 1 to " + std::to_string(kMaxRotationDim));
+  if (head_dim > kMaxRotationDim)
+    return unsupported(value + " has no Hadamard rotation; use at most " + std::to_string(kMaxRotationDim));
   int below = head_dim, above = head_dim;
   while (base_of(below) == 0) --below;
   while (base_of(above) == 0) ++above;

@@ -46,7 +46,7 @@ std::vector<double> haar_matrix(int head_dim, std::uint64_t seed) {
 // out = M in, or M^T in.
 void apply_dense(const std::vector<double>& matrix, std::size_t d, bool transposed, const float* in,
                  float* out) {
-  double sums[kMaxHeadDim] = {};
+  double sums[kMaxRotationDim] = {};
   if (transposed) {
     for (std::size_t i = 0; i < d; ++i) {
       const double x = static_cast<double>(in[i]);
@@ -91,9 +91,9 @@ Result<Rotation> Rotation::hadamard(int head_dim, std::uint64_t seed) {
 }
 
 Result<Rotation> Rotation::haar(int head_dim, std::uint64_t seed) {
-  if (head_dim < 1 || head_dim > kMaxHeadDim) {
+  if (head_dim < 1 || head_dim > kMaxRotationDim) {
     return invalid("head_dim=" + std::to_string(head_dim) + " has no Haar rotation; use 1 to " +
-                   std::to_string(kMaxHeadDim));
+                   std::to_string(kMaxRotationDim));
   }
   Rotation rotation(HadamardPlan{head_dim, 1, 1, {}});
   rotation.matrix_ = haar_matrix(head_dim, seed);

@@ -17,7 +17,7 @@ namespace {
 
 std::vector<int> supported_head_dims() {
   std::vector<int> dims;
-  for (int d = 1; d <= kMaxHeadDim; ++d) {
+  for (int d = 1; d <= kMaxRotationDim; ++d) {
     if (hadamard_plan(d).ok()) dims.push_back(d);
   }
   return dims;
@@ -28,12 +28,12 @@ HadamardPlan plan_of(int head_dim) {
 }
 
 TEST(HadamardPlan, ExistsForEveryMultipleOfSixteenUpTo512AndEveryPaleyMultipleUpTo1024) {
-  std::vector<bool> wanted(kMaxHeadDim + 1, false);
+  std::vector<bool> wanted(kMaxRotationDim + 1, false);
   for (const int base : {1, 12, 20, 28}) {
-    for (int d = base; d <= kMaxHeadDim; d *= 2) wanted[static_cast<std::size_t>(d)] = true;
+    for (int d = base; d <= kMaxRotationDim; d *= 2) wanted[static_cast<std::size_t>(d)] = true;
   }
   for (int d = 16; d <= 512; d += 16) wanted[static_cast<std::size_t>(d)] = true;
-  for (int d = 1; d <= kMaxHeadDim; ++d)
+  for (int d = 1; d <= kMaxRotationDim; ++d)
     EXPECT_EQ(hadamard_plan(d).ok(), wanted[static_cast<std::size_t>(d)]) << d;
 }
 

@@ -55,7 +55,7 @@ TEST(RandomSigns, AreTheTopBitsOfSplitMix64) {
 }
 
 TEST(HadamardRotation, RoundTripsAndKeepsNormsForEverySupportedHeadDim) {
-  for (int d = 1; d <= kMaxHeadDim; ++d) {
+  for (int d = 1; d <= kMaxRotationDim; ++d) {
     const Result<Rotation> rotation = Rotation::hadamard(d, 3);
     if (!rotation.ok()) continue;
     EXPECT_EQ(rotation.value().head_dim(), d);
