@@ -55,7 +55,7 @@ namespace turboquant {
 inline constexpr int kFormatVersion = 1;
 inline constexpr int kPageTokens = 64;
 inline constexpr int kPageAlignment = 128;  // bytes; other pitches cost an H100 up to 7 % of its bandwidth
-inline constexpr int kMinHeadDim = 32, kMaxHeadDim = 512;
+inline constexpr int kMinPageHeadDim = 32, kMaxPageHeadDim = 512;
 
 struct PageFormat {
   int head_dim;  // a multiple of 16 from 32 to 512

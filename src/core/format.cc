@@ -2,6 +2,7 @@
 #include "turboquant/format.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace turboquant {
 
@@ -10,8 +11,8 @@ Status check(const PageFormat& format) {
     if (bits < 2 || bits > 4)
       return invalid(std::string(name) + "=" + std::to_string(bits) + " is not a page width; use 2, 3 or 4");
   const int d = format.head_dim;
-  if (d < kMinHeadDim || d > kMaxHeadDim || d % 16 != 0) {
-    const int near = std::clamp((d + 8) / 16 * 16, kMinHeadDim, kMaxHeadDim);
+  if (d < kMinPageHeadDim || d > kMaxPageHeadDim || d % 16 != 0) {
+    const int near = std::clamp((d + 8) / 16 * 16, kMinPageHeadDim, kMaxPageHeadDim);
     return invalid("head_dim=" + std::to_string(d) + " is not a multiple of 16 from 32 to 512; the nearest is " +
                    std::to_string(near));
   }

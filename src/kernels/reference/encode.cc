@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+// encode as the rules state it (kernels/encode_rules.h), one token and one coordinate at a time. Codes are
+// defined by fp32 arithmetic, so this definition is in fp32 too; every other kernel must write its bytes.
+#include <cmath>
+#include <cstring>
+
+#include "core/hadamard.h"
+#include "core/layout.h"
+#include "kernels/encode_rules.h"
+#include "kernels/kernels.h"
+#include "kernels/reference/reference.h"
+#include "kernels/vectors.h"
+
+namespace turboquant::kernels::reference {
+namespace {
+
+using core::CodeTable;
+
+constexpr int kMaxDim = kMaxPageHeadDim;
+
+struct Vectors {
+  float y[kPageTokens][kMaxDim];
+  bool is_finite[kPageTokens];
+};
+
+// Rules 4 to 6.
+void encode_vector(const float* u, float n, int d, const CodeTable& table, Encoded& out) {
+  out.scale = 0;
+  std::memset(out.codes, 0, sizeof out.codes);
+  if (n < kSmallestNorm) return;
+  const float levels_per_unit = static_cast<float>(core::kLevelsPerSigma * std::sqrt(static_cast<double>(d))) / n;
+  int level[kMaxDim];
+  for (int e = 0; e < d; ++e) {
+    const float scaled = std::fabs(u[e]) * levels_per_unit;
+    level[e] = scaled < static_cast<float>(core::kMaxLevel) ? static_cast<int>(scaled) : core::kMaxLevel;
+  }
+  float best = -1.0f;
+  std::int32_t best_norm = 0;
+  for (int s = 0; s < core::kSearchScales; ++s) {
+    std::int32_t a = 0, b = 0;
+    std::uint8_t index[kMaxDim];
+    for (int e = 0; e < d; ++e) {
+      index[e] = 0;
+      for (int k = 0; k + 1 < table.magnitude_count; ++k)
+        if (level[e] >= table.thresholds[s][k]) index[e] = static_cast<std::uint8_t>(k + 1);
+      const int magnitude = table.magnitudes[index[e]];
+      a += (2 * level[e] + 1) * magnitude;
+      b += magnitude * magnitude;
+    }
+    const float score = static_cast<float>(a) * static_cast<float>(a) / static_cast<float>(b);
+    if (score > best) {
+      best = score;
+      best_norm = b;
+      for (int e = 0; e < d; ++e)
+        out.codes[e] = static_cast<std::uint8_t>(index[e] | (u[e] < 0.0f ? table.magnitude_count : 0));
+    }
+  }
+  const float unit = core::kScaleUnit * static_cast<float>(table.half_steps);
+  out.scale = core::float_to_half_clamped(unit * n / std::sqrt(static_cast<float>(best_norm)));
+}
+
+// Rule 2: the mean of the keys in `chosen`; false if there are none.
+bool mean(const Vectors& keys, int begin, int end, const bool* chosen, int d, float* out) {
+  int count = 0;
+  for (int e = 0; e < d; ++e) out[e] = 0.0f;
+  for (int t = begin; t < end; ++t) {
+    if (!chosen[t]) continue;
+    ++count;
+    for (int e = 0; e < d; ++e) out[e] = out[e] + keys.y[t][e];
+  }
+  for (int e = 0; e < d && count > 0; ++e) out[e] = out[e] / static_cast<float>(count);
+  return count > 0;
+}
+
+// Rule 3: |y - c|^2 < |y|^2; *squared is the smaller of the two and u = y minus the reference.
+bool choose_centre(const float* y, const float* c, int d, float* u, float* squared) {
+  float scratch[kMaxDim];
+  const float about_zero = squared_norm(y, d, scratch);
+  for (int e = 0; e < d; ++e) u[e] = y[e] - c[e];
+  const float about_centre = squared_norm(u, d, scratch);
+  const bool centred = about_centre < about_zero;
+  *squared = centred ? about_centre : about_zero;
+  if (!centred) std::memcpy(u, y, sizeof(float) * static_cast<std::size_t>(d));
+  return centred;
+}
+
+// Rounds a centre into its page.
+void store_centre(const float* c, const PageFormat& format, std::uint8_t* page) {
+  float largest = 0.0f;
+  for (int e = 0; e < format.head_dim; ++e)
+    if (std::fabs(c[e]) > largest) largest = std::fabs(c[e]);
+  const std::uint16_t half = core::float_to_half_clamped(largest / 127.0f);
+  const float step = core::half_to_float(half);
+  set_half(page + format.centre_step_offset(), 0, half);
+  auto* row = reinterpret_cast<std::int8_t*>(page + format.centre_offset());
+  for (int e = 0; e < format.head_dim; ++e) {
+    const float steps = step > 0.0f ? std::nearbyint(c[e] / step) : 0.0f;
+    row[e] = static_cast<std::int8_t>(steps > 127.0f ? 127.0f : steps < -127.0f ? -127.0f : steps);
+  }
+}
+
+void own_centre(const Vectors& keys, int begin, int end, int d, float* c) {
+  bool chosen[kPageTokens];
+  float u[kMaxDim], squared;
+  for (int t = begin; t < end; ++t) chosen[t] = keys.is_finite[t];
+  if (!mean(keys, begin, end, chosen, d, c)) return;
+  for (int t = begin; t < end; ++t) chosen[t] = keys.is_finite[t] && choose_centre(keys.y[t], c, d, u, &squared);
+  mean(keys, begin, end, chosen, d, c);
+}
+
+// The mean of the decoded keys of slots [begin, 64) of a full page that chose its centre.
+void previous_centre(const std::uint8_t* page, const PageFormat& format, int begin, float* c) {
+  const int d = format.head_dim;
+  float centre[kMaxDim];
+  load_centre(page, format, centre);
+  int count = 0;
+  for (int e = 0; e < d; ++e) c[e] = 0.0f;
+  for (int t = begin; t < kPageTokens; ++t) {
+    const std::uint16_t scale = half_at(page + format.k_scales_offset(), core::scale_index(t));
+    if ((scale & kReferenceIsZero) != 0 || scale == kNanScale) continue;
+    ++count;
+    const float step = core::half_to_float(scale) * (1.0f / core::kScaleUnit);
+    for (int e = 0; e < d; ++e) {
+      const int code = core::read_code(page, core::key_position, d, format.k_bits, t, e);
+      c[e] = c[e] + (centre[e] + step * signed_steps(core::key_table(format.k_bits), code));
+    }
+  }
+  for (int e = 0; e < d && count > 0; ++e) c[e] = c[e] / static_cast<float>(count);
+}
+
+void store_token(const Encoded& token, bool is_key, const PageFormat& format, int t, std::uint8_t* page) {
+  const int bits = is_key ? format.k_bits : format.v_bits;
+  std::uint8_t* codes = page + (is_key ? format.k_codes_offset() : format.v_codes_offset());
+  for (int e = 0; e < format.head_dim; ++e)
+    core::write_code(codes, is_key ? core::key_position : core::value_position, format.head_dim, bits, t, e,
+                     token.codes[e]);
+  set_half(page + (is_key ? format.k_scales_offset() : format.v_scales_offset()), core::scale_index(t), token.scale);
+}
+
+// The call's tokens in one page: slots [begin, end), whose first row is `row`.
+void load_rotated(const Rows& rows, std::int64_t row, int begin, int end, int head, const float* signs,
+                  const EncodeArgs& a, Vectors& out) {
+  const int d = a.pages.format.head_dim;
+  const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(d)));
+  float scratch[kMaxDim];
+  for (int t = begin; t < end; ++t) {
+    float* y = out.y[t];
+    load_vector(rows, row + t - begin, head, d, y);
+    for (int e = 0; e < d; ++e) y[e] = y[e] * signs[head * d + e];
+    core::hadamard_forward(y, a.basis.base, d / a.basis.base, a.basis.base_matrix, scratch);
+    for (int e = 0; e < d; ++e) y[e] = y[e] * scale;
+    out.is_finite[t] = finite(squared_norm(y, d, scratch));
+  }
+}
+
+void store_fringe(const EncodeArgs& a, int i, int h, std::int64_t position, const float* key, const float* value) {
+  const Fringe& fringe = a.fringe;
+  if (fringe.data == nullptr) return;
+  const int d = a.pages.format.head_dim;
+  const std::int64_t new_length =
+      a.sequences.lengths[i] + a.sequences.token_starts[i + 1] - a.sequences.token_starts[i];
+  const auto store = [&](std::int64_t slot) {
+    const std::int64_t slots = fringe.first + fringe.recent;
+    std::uint16_t* out = fringe.data + ((static_cast<std::int64_t>(i) * a.pages.kv_heads + h) * slots + slot) * 2 * d;
+    for (int e = 0; e < d; ++e) {
+      out[e] = core::float_to_half_clamped(key[e]);
+      out[d + e] = core::float_to_half_clamped(value[e]);
+    }
+  };
+  if (position - start_of(a.sequences, i) < fringe.first) store(position - start_of(a.sequences, i));
+  if (fringe.recent > 0 && position >= new_length - fringe.recent) store(fringe.first + position % fringe.recent);
+}
+
+// The counted tokens of the call in page `page_index` of sequence i, KV head h.
+void encode_page(const EncodeArgs& a, int i, int h, int page_index, Vectors& keys, Vectors& values) {
+  const PageFormat& format = a.pages.format;
+  const int d = format.head_dim;
+  const std::int64_t length = a.sequences.lengths[i], start = start_of(a.sequences, i);
+  const std::int64_t first_row = a.sequences.token_starts[i];
+  const std::int64_t page_begin = static_cast<std::int64_t>(page_index) * kPageTokens;
+  const std::int64_t end_position = length + a.sequences.token_starts[i + 1] - first_row;
+  const std::int64_t counted = start > page_begin ? start : page_begin;
+  const std::int64_t from = length > counted ? length : counted;
+  const std::int64_t to = end_position < page_begin + kPageTokens ? end_position : page_begin + kPageTokens;
+  if (from >= to) return;
+  const int begin = static_cast<int>(from - page_begin), end = static_cast<int>(to - page_begin);
+  load_rotated(a.keys, first_row + from - length, begin, end, h, a.basis.key_signs, a, keys);
+  load_rotated(a.values, first_row + from - length, begin, end, h, a.basis.value_signs, a, values);
+
+  std::uint8_t* page = page_of(a.pages, a.sequences, i, page_index, h);
+  float centre[kMaxDim] = {};
+  if (from == counted) {
+    const bool has_previous = start < page_begin;
+    if (end - begin >= kCentreTokens || (end - begin >= 2 && !has_previous)) {
+      own_centre(keys, begin, end, d, centre);
+    } else if (has_previous) {
+      const std::int64_t previous_begin = page_begin - kPageTokens;
+      previous_centre(page_of(a.pages, a.sequences, i, page_index - 1, h), format,
+                      static_cast<int>(start > previous_begin ? start - previous_begin : 0), centre);
+    }
+    std::memset(page, 0, format.page_bytes());
+    store_centre(centre, format, page);
+  }
+  load_centre(page, format, centre);
+
+  for (int t = begin; t < end; ++t) {
+    float u[kMaxDim], scratch[kMaxDim], squared;
+    Encoded token;
+    const bool centred = choose_centre(keys.y[t], centre, d, u, &squared);
+    if (keys.is_finite[t]) {
+      encode_vector(u, std::sqrt(squared), d, core::key_table(format.k_bits), token);
+      if (!centred) token.scale |= kReferenceIsZero;
+    } else {
+      token = {kNanScale, {}};
+    }
+    store_token(token, true, format, t, page);
+    if (values.is_finite[t])
+      encode_vector(values.y[t], std::sqrt(squared_norm(values.y[t], d, scratch)), d,
+                    core::value_table(format.v_bits), token);
+    else
+      token = {kNanScale, {}};
+    store_token(token, false, format, t, page);
+    store_fringe(a, i, h, page_begin + t, keys.y[t], values.y[t]);
+  }
+}
+
+}  // namespace
+
+void encode(const EncodeArgs& a, Executor& executor) {
+  const auto heads = static_cast<std::size_t>(a.pages.kv_heads);
+  executor.for_each(static_cast<std::size_t>(a.sequences.count) * heads, [&](std::size_t task) {
+    const int i = static_cast<int>(task / heads), h = static_cast<int>(task % heads);
+    const std::int64_t length = a.sequences.lengths[i];
+    const std::int64_t end = length + a.sequences.token_starts[i + 1] - a.sequences.token_starts[i];
+    Vectors keys, values;
+    for (std::int64_t page = length / kPageTokens; page * kPageTokens < end; ++page)
+      encode_page(a, i, h, static_cast<int>(page), keys, values);
+  });
+}
+
+}  // namespace turboquant::kernels::reference
