@@ -40,9 +40,9 @@ struct Pages {
 // Slot of position p: p - start for the first S, else S + p % W. The recent part holds positions
 // [max(recent_starts[i], length - W), length): a truncated sequence's recent part starts late.
 struct Fringe {
-  int first = 0;                              // S
-  int recent = 0;                             // W
-  std::uint16_t* data = nullptr;              // [sequences, kv_heads, S + W, 2 (K, V), head_dim] fp16; null: no fringe
+  int first = 0;                  // S
+  int recent = 0;                 // W
+  std::uint16_t* data = nullptr;  // [sequences, kv_heads, S + W, 2 (K, V), head_dim] fp16; null: no fringe
   const std::int32_t* recent_starts = nullptr;  // [sequences]; null: zeros
 };
 
@@ -50,9 +50,10 @@ struct Fringe {
 struct Sequences {
   int count = 0;
   int max_pages = 0;
-  const std::int32_t* page_table = nullptr;  // [count, max_pages]; entries past a sequence's pages are not read
-  const std::int32_t* lengths = nullptr;     // [count]: positions before this call (padding included)
-  const std::int32_t* starts = nullptr;      // [count]: first position that counts; null: zeros
+  const std::int32_t* page_table =
+      nullptr;                            // [count, max_pages]; entries past a sequence's pages are not read
+  const std::int32_t* lengths = nullptr;  // [count]: positions before this call (padding included)
+  const std::int32_t* starts = nullptr;   // [count]: first position that counts; null: zeros
   // [count + 1]: the call's tokens of sequence i are rows token_starts[i] .. token_starts[i + 1], at
   // positions lengths[i], lengths[i] + 1, ... Not read by decode.
   const std::int32_t* token_starts = nullptr;
@@ -120,16 +121,16 @@ struct AttendArgs {
   Basis basis;
   Fringe fringe;
   Sequences sequences;
-  int q_heads = 0;         // a multiple of kv_heads; query head h reads KV head h / (q_heads / kv_heads)
-  Rows query;              // [tokens, q_heads, head_dim]
-  Rows keys, values;       // [tokens, kv_heads, head_dim], the call's own; data null: history only
-  float scale = 0;         // of q.k; 1 / sqrt(head_dim) in most models
-  float softcap = 0;       // 0: none
-  int window = 0;          // 0: none
+  int q_heads = 0;    // a multiple of kv_heads; query head h reads KV head h / (q_heads / kv_heads)
+  Rows query;         // [tokens, q_heads, head_dim]
+  Rows keys, values;  // [tokens, kv_heads, head_dim], the call's own; data null: history only
+  float scale = 0;    // of q.k; 1 / sqrt(head_dim) in most models
+  float softcap = 0;  // 0: none
+  int window = 0;     // 0: none
   const float* sinks = nullptr;  // [q_heads] logits; null: none
-  MutableRows out;         // [tokens, q_heads, head_dim]
-  float* lse = nullptr;    // [tokens, q_heads], natural logarithm; may be null
-  void* workspace = nullptr;  // attend_workspace_bytes(), 64-byte aligned
+  MutableRows out;               // [tokens, q_heads, head_dim]
+  float* lse = nullptr;          // [tokens, q_heads], natural logarithm; may be null
+  void* workspace = nullptr;     // attend_workspace_bytes(), 64-byte aligned
   std::size_t workspace_bytes = 0;
 };
 

@@ -67,7 +67,9 @@ struct PageFormat {
   constexpr std::size_t k_scales_offset() const { return code_bytes(k_bits) + code_bytes(v_bits); }
   constexpr std::size_t v_scales_offset() const { return k_scales_offset() + kScaleBytes; }
   constexpr std::size_t centre_offset() const { return v_scales_offset() + kScaleBytes; }
-  constexpr std::size_t centre_step_offset() const { return centre_offset() + static_cast<std::size_t>(head_dim); }
+  constexpr std::size_t centre_step_offset() const {
+    return centre_offset() + static_cast<std::size_t>(head_dim);
+  }
   constexpr std::size_t page_bytes() const {
     return (centre_step_offset() + 2 + kPageAlignment - 1) / kPageAlignment * kPageAlignment;
   }
@@ -77,7 +79,8 @@ struct PageFormat {
  private:
   static constexpr std::size_t kScaleBytes = 2 * kPageTokens;
   constexpr std::size_t code_bytes(int bits) const {
-    return static_cast<std::size_t>(kPageTokens) * static_cast<std::size_t>(head_dim) * static_cast<std::size_t>(bits) / 8;
+    return static_cast<std::size_t>(kPageTokens) * static_cast<std::size_t>(head_dim) *
+           static_cast<std::size_t>(bits) / 8;
   }
 };
 

@@ -13,8 +13,8 @@ Status check(const PageFormat& format) {
   const int d = format.head_dim;
   if (d < kMinPageHeadDim || d > kMaxPageHeadDim || d % 16 != 0) {
     const int near = std::clamp((d + 8) / 16 * 16, kMinPageHeadDim, kMaxPageHeadDim);
-    return invalid("head_dim=" + std::to_string(d) + " is not a multiple of 16 from 32 to 512; the nearest is " +
-                   std::to_string(near));
+    return invalid("head_dim=" + std::to_string(d) +
+                   " is not a multiple of 16 from 32 to 512; the nearest is " + std::to_string(near));
   }
   return {};
 }

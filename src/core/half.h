@@ -33,7 +33,8 @@ static inline std::uint16_t float_to_half(float value) {
   const std::uint32_t magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return static_cast<std::uint16_t>(sign | 0x7e00u);
   if (magnitude >= 0x47800000u) return static_cast<std::uint16_t>(sign | 0x7c00u);  // 2^16 and above
-  if (magnitude < 0x38800000u) {  // subnormal or zero: adding 1/2 leaves the rounded steps of 2^-24 in the low bits
+  if (magnitude <
+      0x38800000u) {  // subnormal or zero: adding 1/2 leaves the rounded steps of 2^-24 in the low bits
     const float shifted = float_of_bits(magnitude) + 0.5f;
     return static_cast<std::uint16_t>(sign | (bits_of_float(shifted) - 0x3f000000u));
   }

@@ -42,7 +42,8 @@ static inline constexpr CodePosition key_position(int d, int b, int t, int e) {
   const int r = e - plane.first;
   const int i = r / 32, h = r % 32 / 16, q = r % 16 / 4, n = r % 4;
   const int codes = plane.width / 4;
-  const std::size_t nibbles_before = static_cast<std::size_t>((plane.first * 64 + t * plane.width + q * codes) * b / 4);
+  const std::size_t nibbles_before =
+      static_cast<std::size_t>((plane.first * 64 + t * plane.width + q * codes) * b / 4);
   return nibble_strided(nibbles_before, codes, b, 8 * i + 4 * h + n);
 }
 
@@ -63,7 +64,9 @@ static inline constexpr CodePosition value_position(int d, int b, int t, int e) 
 }
 
 // Where token t's scale lies among the 64 fp16 of its area.
-static inline constexpr int scale_index(int t) { return 8 * (t % 8) + t / 8; }
+static inline constexpr int scale_index(int t) {
+  return 8 * (t % 8) + t / 8;
+}
 
 using Position = CodePosition (*)(int d, int b, int t, int e);
 
@@ -76,7 +79,8 @@ static inline void write_bits(std::uint8_t* area, CodePosition at, int b, std::u
 }
 
 // A code of 2, 3 or 4 bits; 3 bits are a 2-bit area followed by a 1-bit area.
-static inline std::uint8_t read_code(const std::uint8_t* area, Position position, int d, int bits, int t, int e) {
+static inline std::uint8_t read_code(const std::uint8_t* area, Position position, int d, int bits, int t,
+                                     int e) {
   if (bits != 3) return read_bits(area, position(d, bits, t, e), bits);
   const std::uint8_t* signs = area + static_cast<std::size_t>(16 * d);
   return static_cast<std::uint8_t>(read_bits(area, position(d, 2, t, e), 2) |
@@ -86,7 +90,8 @@ static inline void write_code(std::uint8_t* area, Position position, int d, int 
                               std::uint8_t code) {
   if (bits != 3) return write_bits(area, position(d, bits, t, e), bits, code);
   write_bits(area, position(d, 2, t, e), 2, code & 3);
-  write_bits(area + static_cast<std::size_t>(16 * d), position(d, 1, t, e), 1, static_cast<std::uint8_t>(code >> 2));
+  write_bits(area + static_cast<std::size_t>(16 * d), position(d, 1, t, e), 1,
+             static_cast<std::uint8_t>(code >> 2));
 }
 
 }  // namespace turboquant::core

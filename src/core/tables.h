@@ -32,9 +32,11 @@ struct CodeTable {
 
 // sigma: standard deviations of a coordinate a table step stands for, where the table's error on the
 // exact law at d = 128 is least. Boundaries are midpoints.
-static inline constexpr CodeTable make_code_table(int bits, int half_steps, double sigma, const int (&magnitudes)[kMaxMagnitudes]) {
+static inline constexpr CodeTable make_code_table(int bits, int half_steps, double sigma,
+                                                  const int (&magnitudes)[kMaxMagnitudes]) {
   CodeTable table{bits, 1 << (bits - 1), half_steps, {}, {}};
-  for (int k = 0; k < table.magnitude_count; ++k) table.magnitudes[k] = static_cast<std::uint8_t>(magnitudes[k]);
+  for (int k = 0; k < table.magnitude_count; ++k)
+    table.magnitudes[k] = static_cast<std::uint8_t>(magnitudes[k]);
   for (int s = 0; s < kSearchScales; ++s)
     for (int k = 0; k + 1 < table.magnitude_count; ++k) {
       const double boundary = 0.5 * sigma * (magnitudes[k] + magnitudes[k + 1]);
@@ -52,8 +54,12 @@ static constexpr CodeTable kEither2 = make_code_table(2, 1, 0.01224, {37, 123});
 
 static_assert(kKey4.thresholds[0][6] < kMaxLevel);  // the clamp never decides a code
 
-static inline constexpr const CodeTable& key_table(int bits) { return bits == 4 ? kKey4 : bits == 3 ? kEither3 : kEither2; }
-static inline constexpr const CodeTable& value_table(int bits) { return bits == 4 ? kValue4 : bits == 3 ? kEither3 : kEither2; }
+static inline constexpr const CodeTable& key_table(int bits) {
+  return bits == 4 ? kKey4 : bits == 3 ? kEither3 : kEither2;
+}
+static inline constexpr const CodeTable& value_table(int bits) {
+  return bits == 4 ? kValue4 : bits == 3 ? kEither3 : kEither2;
+}
 
 // A stored scale is 64 times the norm over the norm of the codes (in steps).
 inline constexpr float kScaleUnit = 64.0f;

@@ -40,7 +40,9 @@ struct Encoded {
   std::uint8_t codes[512];
 };
 
-static inline bool finite(float x) { return (core::bits_of_float(x) & 0x7f800000u) != 0x7f800000u; }
+static inline bool finite(float x) {
+  return (core::bits_of_float(x) & 0x7f800000u) != 0x7f800000u;
+}
 
 // sum x_e^2 over a tree of neighbours; scratch [512].
 static inline float squared_norm(const float* x, int d, float* scratch) {

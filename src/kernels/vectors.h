@@ -37,7 +37,8 @@ static inline void store_vector(DType dtype, void* data, std::int64_t at, int d,
   }
 }
 
-static inline void store_vector(const MutableRows& rows, std::int64_t token, int head, int d, const float* in) {
+static inline void store_vector(const MutableRows& rows, std::int64_t token, int head, int d,
+                                const float* in) {
   store_vector(rows.dtype, rows.data, token * rows.token_stride + head * rows.head_stride, d, in);
 }
 

@@ -9,7 +9,8 @@ namespace turboquant::kernels::reference {
 namespace {
 
 // x = signs * H^T y / sqrt(d): back to the model's basis.
-void store_unrotated(const DecodeArgs& a, std::vector<double>& y, const float* signs, void* out, std::int64_t at) {
+void store_unrotated(const DecodeArgs& a, std::vector<double>& y, const float* signs, void* out,
+                     std::int64_t at) {
   const int d = a.pages.format.head_dim;
   std::vector<double> scratch(y.size());
   core::hadamard_double(y.data(), a.basis.base, d / a.basis.base, a.basis.base_matrix, scratch.data(), true);

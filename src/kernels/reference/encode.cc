@@ -28,7 +28,8 @@ void encode_vector(const float* u, float n, int d, const CodeTable& table, Encod
   out.scale = 0;
   std::memset(out.codes, 0, sizeof out.codes);
   if (n < kSmallestNorm) return;
-  const float levels_per_unit = static_cast<float>(core::kLevelsPerSigma * std::sqrt(static_cast<double>(d))) / n;
+  const float levels_per_unit =
+      static_cast<float>(core::kLevelsPerSigma * std::sqrt(static_cast<double>(d))) / n;
   int level[kMaxDim];
   for (int e = 0; e < d; ++e) {
     const float scaled = std::fabs(u[e]) * levels_per_unit;
@@ -104,7 +105,8 @@ void own_centre(const Vectors& keys, int begin, int end, int d, float* c) {
   float u[kMaxDim], squared;
   for (int t = begin; t < end; ++t) chosen[t] = keys.is_finite[t];
   if (!mean(keys, begin, end, chosen, d, c)) return;
-  for (int t = begin; t < end; ++t) chosen[t] = keys.is_finite[t] && choose_centre(keys.y[t], c, d, u, &squared);
+  for (int t = begin; t < end; ++t)
+    chosen[t] = keys.is_finite[t] && choose_centre(keys.y[t], c, d, u, &squared);
   mean(keys, begin, end, chosen, d, c);
 }
 
@@ -134,7 +136,8 @@ void store_token(const Encoded& token, bool is_key, const PageFormat& format, in
   for (int e = 0; e < format.head_dim; ++e)
     core::write_code(codes, is_key ? core::key_position : core::value_position, format.head_dim, bits, t, e,
                      token.codes[e]);
-  set_half(page + (is_key ? format.k_scales_offset() : format.v_scales_offset()), core::scale_index(t), token.scale);
+  set_half(page + (is_key ? format.k_scales_offset() : format.v_scales_offset()), core::scale_index(t),
+           token.scale);
 }
 
 // The call's tokens in one page: slots [begin, end), whose first row is `row`.
@@ -153,7 +156,8 @@ void load_rotated(const Rows& rows, std::int64_t row, int begin, int end, int he
   }
 }
 
-void store_fringe(const EncodeArgs& a, int i, int h, std::int64_t position, const float* key, const float* value) {
+void store_fringe(const EncodeArgs& a, int i, int h, std::int64_t position, const float* key,
+                  const float* value) {
   const Fringe& fringe = a.fringe;
   if (fringe.data == nullptr) return;
   const int d = a.pages.format.head_dim;
@@ -161,14 +165,16 @@ void store_fringe(const EncodeArgs& a, int i, int h, std::int64_t position, cons
       a.sequences.lengths[i] + a.sequences.token_starts[i + 1] - a.sequences.token_starts[i];
   const auto store = [&](std::int64_t slot) {
     const std::int64_t slots = fringe.first + fringe.recent;
-    std::uint16_t* out = fringe.data + ((static_cast<std::int64_t>(i) * a.pages.kv_heads + h) * slots + slot) * 2 * d;
+    std::uint16_t* out =
+        fringe.data + ((static_cast<std::int64_t>(i) * a.pages.kv_heads + h) * slots + slot) * 2 * d;
     for (int e = 0; e < d; ++e) {
       out[e] = core::float_to_half_clamped(key[e]);
       out[d + e] = core::float_to_half_clamped(value[e]);
     }
   };
   if (position - start_of(a.sequences, i) < fringe.first) store(position - start_of(a.sequences, i));
-  if (fringe.recent > 0 && position >= new_length - fringe.recent) store(fringe.first + position % fringe.recent);
+  if (fringe.recent > 0 && position >= new_length - fringe.recent)
+    store(fringe.first + position % fringe.recent);
 }
 
 // The counted tokens of the call in page `page_index` of sequence i, KV head h.
@@ -217,8 +223,7 @@ void encode_page(const EncodeArgs& a, int i, int h, int page_index, Vectors& key
     if (values.is_finite[t])
       encode_vector(values.y[t], std::sqrt(squared_norm(values.y[t], d, scratch)), d,
                     core::value_table(format.v_bits), token);
-    else
-      token = {kNanScale, {}};
+    else token = {kNanScale, {}};
     store_token(token, false, format, t, page);
     store_fringe(a, i, h, page_begin + t, keys.y[t], values.y[t]);
   }

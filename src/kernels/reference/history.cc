@@ -11,8 +11,8 @@ const std::uint16_t* History::fringe_vector(int i, int h, std::int64_t p, int wh
   const std::int64_t length = sequences.lengths[i];
   const std::int64_t truncated = fringe.recent_starts == nullptr ? 0 : fringe.recent_starts[i];
   const std::int64_t newest = length - fringe.recent;
-  const FringeView view{fringe.first, fringe.recent, start_of(sequences, i), newest > truncated ? newest : truncated,
-                        length};
+  const FringeView view{fringe.first, fringe.recent, start_of(sequences, i),
+                        newest > truncated ? newest : truncated, length};
   if (!view.holds(p)) return nullptr;
   const std::int64_t slots = fringe.first + fringe.recent;
   const std::int64_t at = (static_cast<std::int64_t>(i) * pages.kv_heads + h) * slots + view.slot(p);
@@ -29,7 +29,8 @@ void History::key(int i, int h, std::int64_t p, double* out) const {
   const std::uint8_t* page = page_of(pages, sequences, i, static_cast<int>(p / kPageTokens), h);
   const int t = static_cast<int>(p % kPageTokens);
   const std::uint16_t stored = half_at(page + format.k_scales_offset(), core::scale_index(t));
-  const double step = static_cast<double>(core::half_to_float(stored & 0x7fffu)) / static_cast<double>(core::kScaleUnit);
+  const double step =
+      static_cast<double>(core::half_to_float(stored & 0x7fffu)) / static_cast<double>(core::kScaleUnit);
   float centre[kMaxPageHeadDim];
   load_centre(page, format, centre);
   for (int e = 0; e < d; ++e) {
@@ -49,9 +50,11 @@ void History::value(int i, int h, std::int64_t p, double* out) const {
   const std::uint8_t* page = page_of(pages, sequences, i, static_cast<int>(p / kPageTokens), h);
   const int t = static_cast<int>(p % kPageTokens);
   const std::uint16_t stored = half_at(page + format.v_scales_offset(), core::scale_index(t));
-  const double step = static_cast<double>(core::half_to_float(stored)) / static_cast<double>(core::kScaleUnit);
+  const double step =
+      static_cast<double>(core::half_to_float(stored)) / static_cast<double>(core::kScaleUnit);
   for (int e = 0; e < d; ++e) {
-    const int code = core::read_code(page + format.v_codes_offset(), core::value_position, d, format.v_bits, t, e);
+    const int code =
+        core::read_code(page + format.v_codes_offset(), core::value_position, d, format.v_bits, t, e);
     out[e] = step * static_cast<double>(signed_steps(core::value_table(format.v_bits), code));
   }
 }

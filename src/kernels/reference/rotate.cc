@@ -31,12 +31,13 @@ void rotate(const RotateArgs& a, Executor& executor) {
 
 }  // namespace reference
 
-const KernelTable kReference{"reference",
-                             [] { return true; },
-                             &reference::rotate,
-                             &reference::encode,
-                             &reference::decode,
-                             &reference::attend,
-                             [](const PageFormat&, int, int, int, std::int64_t, int) -> std::size_t { return 0; }};
+const KernelTable kReference{
+    "reference",
+    [] { return true; },
+    &reference::rotate,
+    &reference::encode,
+    &reference::decode,
+    &reference::attend,
+    [](const PageFormat&, int, int, int, std::int64_t, int) -> std::size_t { return 0; }};
 
 }  // namespace turboquant::kernels

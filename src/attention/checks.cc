@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "attention/checks.h"
+
+#include <initializer_list>
+#include <string>
+
+#include "turboquant/rotation.h"
+
+namespace turboquant::attention {
+namespace {
+
+std::string number(std::int64_t value) {
+  return std::to_string(value);
+}
+std::string at(const char* name, int i) {
+  return std::string(name) + "[" + number(i) + "]";
+}
+
+struct Named {
+  const char* name;
+  const void* pointer;
+};
+
+Status all_given(std::initializer_list<Named> pointers) {
+  for (const Named& p : pointers)
+    if (p.pointer == nullptr)
+      return invalid(std::string(p.name) + " is null; pass an array of the documented shape");
+  return {};
+}
+
+// The first failing status of several, in order.
+Status first_of(std::initializer_list<Status> statuses) {
+  for (const Status& status : statuses)
+    if (!status.ok()) return status;
+  return {};
+}
+
+Status check_base(int head_dim, int base, const float* base_matrix) {
+  const auto plan = hadamard_plan(head_dim);
+  if (!plan.ok()) return plan.error();
+  if (plan.value().base != base)
+    return invalid("base=" + number(base) + " does not belong to head_dim=" + number(head_dim) + "; use " +
+                   number(plan.value().base) + ", as hadamard_plan says");
+  if (base > 1 && base_matrix == nullptr)
+    return invalid("base_matrix is null with base=" + number(base) +
+                   "; pass the base_matrix of hadamard_plan");
+  return {};
+}
+
+Status check_heads(int q_heads, int kv_heads) {
+  if (kv_heads < 1) return invalid("kv_heads=" + number(kv_heads) + "; use at least 1");
+  if (q_heads < 1 || q_heads % kv_heads != 0)
+    return invalid("q_heads=" + number(q_heads) + " is not a multiple of kv_heads=" + number(kv_heads));
+  return {};
+}
+
+Status check_pages(const Pages& pages, const Basis& basis) {
+  if (Status s = check(pages.format); !s.ok()) return s;
+  if (pages.kv_heads < 1) return invalid("kv_heads=" + number(pages.kv_heads) + "; use at least 1");
+  if (pages.count < 0) return invalid("pages.count=" + number(pages.count) + " is negative");
+  return check_base(pages.format.head_dim, basis.base, basis.base_matrix);
+}
+
+Status check_fringe(const Fringe& fringe) {
+  if (fringe.data == nullptr) return {};
+  if (fringe.first < 0 || fringe.recent < 0 || fringe.first + fringe.recent == 0)
+    return invalid("fringe first=" + number(fringe.first) + ", recent=" + number(fringe.recent) +
+                   "; neither may be negative nor both 0 (pass null data to turn the fringe off)");
+  return {};
+}
+
+Status check_token_starts(const std::int32_t* token_starts, int count) {
+  if (token_starts == nullptr) return invalid("token_starts is null; pass [sequences + 1] row numbers");
+  if (token_starts[0] != 0) return invalid("token_starts[0]=" + number(token_starts[0]) + "; the first is 0");
+  for (int i = 0; i < count; ++i)
+    if (token_starts[i + 1] < token_starts[i])
+      return invalid(at("token_starts", i + 1) + "=" + number(token_starts[i + 1]) +
+                     " is below the one before it, " + number(token_starts[i]));
+  return {};
+}
+
+// Sequence i must have pages for positions [start, reach).
+Status check_table(const Sequences& s, int i, std::int64_t start, std::int64_t reach,
+                   std::int64_t page_count) {
+  const std::int64_t capacity = std::int64_t{s.max_pages} * kPageTokens;
+  if (reach > capacity)
+    return invalid("sequence " + number(i) + " reaches position " + number(reach) +
+                   " but its page table holds " + number(capacity) + " (max_pages=" + number(s.max_pages) +
+                   " of 64 tokens); give it more pages");
+  for (std::int64_t page = start / kPageTokens; page * kPageTokens < reach; ++page) {
+    const std::int64_t entry = s.page_table[i * std::int64_t{s.max_pages} + page];
+    if (entry < 0 || entry >= page_count)
+      return invalid("page_table[" + number(i) + "][" + number(page) + "]=" + number(entry) +
+                     " is out of range; the pool has pages 0 to " + number(page_count - 1));
+  }
+  return {};
+}
+
+// Sequences with `tokens`: token_starts counts; with `writes`: the call's own positions need pages too.
+Status check_sequences(const Sequences& s, std::int64_t page_count, bool tokens, bool writes) {
+  if (s.count < 0) return invalid("sequences=" + number(s.count) + " is negative");
+  if (s.count == 0) return {};
+  if (s.max_pages < 0) return invalid("max_pages=" + number(s.max_pages) + " is negative");
+  if (Status p = all_given({{"lengths", s.lengths}}); !p.ok()) return p;
+  if (s.max_pages > 0 && s.page_table == nullptr)
+    return invalid("page_table is null with max_pages=" + number(s.max_pages));
+  if (tokens)
+    if (Status t = check_token_starts(s.token_starts, s.count); !t.ok()) return t;
+  for (int i = 0; i < s.count; ++i) {
+    const std::int64_t length = s.lengths[i];
+    if (length < 0) return invalid(at("lengths", i) + "=" + number(length) + " is negative");
+    const std::int64_t start = s.starts == nullptr ? 0 : s.starts[i];
+    if (start < 0) return invalid(at("starts", i) + "=" + number(start) + " is negative");
+    const std::int64_t own = writes ? std::int64_t{s.token_starts[i + 1]} - s.token_starts[i] : 0;
+    if (Status t = check_table(s, i, start, length + own, page_count); !t.ok()) return t;
+  }
+  return {};
+}
+
+Status check_rows(const char* name, const Rows& rows) {
+  if (rows.data == nullptr) return invalid(std::string(name) + " is null; pass rows of the documented shape");
+  if (rows.token_stride < 0 || rows.head_stride < 0)
+    return invalid(std::string(name) + " has a negative stride; make it contiguous");
+  return {};
+}
+
+bool no_tokens(const Sequences& s) {
+  return s.count == 0 || s.token_starts[s.count] == 0;
+}
+
+}  // namespace
+
+Status check(const RotateArgs& a) {
+  if (a.heads < 0 || a.tokens < 0)
+    return invalid("heads=" + number(a.heads) + ", tokens=" + number(a.tokens) + "; neither may be negative");
+  if (Status s = check_base(a.head_dim, a.base, a.base_matrix); !s.ok()) return s;
+  if (a.heads == 0 || a.tokens == 0) return {};
+  return first_of({all_given({{"signs", a.signs}, {"out", a.out.data}}), check_rows("in", a.in)});
+}
+
+Status check(const BalanceArgs& a) {
+  if (a.head_dim < 1 || a.head_dim > 1024)
+    return invalid("head_dim=" + number(a.head_dim) + " is out of range; use 1 to 1024");
+  if (a.sequence_count < 1)
+    return invalid("sequences=" + number(a.sequence_count) + "; balance needs at least 1");
+  if (Status s = first_of({check_heads(a.q_heads, a.kv_heads), all_given({{"balance", a.balance}})}); !s.ok())
+    return s;
+  if (Status s = check_token_starts(a.token_starts, a.sequence_count); !s.ok()) return s;
+  for (int i = 0; i < a.sequence_count && a.starts != nullptr; ++i)
+    if (a.starts[i] < 0) return invalid(at("starts", i) + "=" + number(a.starts[i]) + " is negative");
+  if (a.token_starts[a.sequence_count] == 0) return {};
+  return first_of({check_rows("query", a.query), check_rows("keys", a.keys)});
+}
+
+Status check(const EncodeArgs& a) {
+  if (Status s = first_of({check_pages(a.pages, a.basis), check_fringe(a.fringe)}); !s.ok()) return s;
+  if (Status s = check_sequences(a.sequences, a.pages.count, true, true); !s.ok()) return s;
+  if (no_tokens(a.sequences)) return {};
+  if (a.keys.dtype != a.values.dtype)
+    return invalid(std::string("keys are ") + name_of(a.keys.dtype) + " but values are " +
+                   name_of(a.values.dtype) + "; pass one dtype");
+  return first_of(
+      {all_given(
+           {{"pages", a.pages.data}, {"key_signs", a.basis.key_signs}, {"value_signs", a.basis.value_signs}}),
+       check_rows("keys", a.keys), check_rows("values", a.values)});
+}
+
+Status check(const DecodeArgs& a) {
+  if (Status s = first_of({check_pages(a.pages, a.basis), check_fringe(a.fringe)}); !s.ok()) return s;
+  if (Status s = check_sequences(a.sequences, a.pages.count, false, false); !s.ok()) return s;
+  bool any = false;
+  for (int i = 0; i < a.sequences.count; ++i) {
+    any = any || a.sequences.lengths[i] > 0;
+    if (a.sequences.lengths[i] > a.max_tokens)
+      return invalid(at("lengths", i) + "=" + number(a.sequences.lengths[i]) +
+                     " does not fit in max_tokens=" + number(a.max_tokens) + "; make the outputs larger");
+  }
+  if (!any) return {};
+  return all_given({{"pages", a.pages.data},
+                    {"query_signs", a.basis.query_signs},
+                    {"value_signs", a.basis.value_signs},
+                    {"keys", a.keys},
+                    {"values", a.values}});
+}
+
+Status check(const AttendArgs& a, std::size_t workspace_needed) {
+  if (Status s = first_of({check_pages(a.pages, a.basis), check_fringe(a.fringe)}); !s.ok()) return s;
+  if (Status s = check_sequences(a.sequences, a.pages.count, true, false); !s.ok()) return s;
+  if (Status s = check_heads(a.q_heads, a.pages.kv_heads); !s.ok()) return s;
+  if (!(a.softcap >= 0))
+    return invalid("softcap=" + std::to_string(a.softcap) + " is negative; 0 means none");
+  if (a.window < 0) return invalid("window=" + number(a.window) + " is negative; 0 means none");
+  if (no_tokens(a.sequences)) return {};
+  if (Status s = first_of({all_given({{"query_signs", a.basis.query_signs},
+                                      {"value_signs", a.basis.value_signs},
+                                      {"out", a.out.data}}),
+                           check_rows("query", a.query)});
+      !s.ok())
+    return s;
+  if ((a.keys.data == nullptr) != (a.values.data == nullptr))
+    return invalid(
+        "of the call's own keys and values only one is given; pass both, or neither for history only");
+  if (workspace_needed > 0 && a.workspace == nullptr)
+    return invalid("workspace is null; pass attend_workspace_bytes()=" + std::to_string(workspace_needed) +
+                   " bytes");
+  if (a.workspace_bytes < workspace_needed)
+    return invalid("workspace_bytes=" + std::to_string(a.workspace_bytes) +
+                   "; attend_workspace_bytes() asks for " + std::to_string(workspace_needed));
+  return {};
+}
+
+}  // namespace turboquant::attention
