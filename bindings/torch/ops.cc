@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every schema, and nothing else. A schema says which tensors it writes, always: torch.library.opcheck
+// runs on each of these in tests/python/test_opcheck.py. Shapes and meanings: python/turboquant/ops.py.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(turboquant, m) {
+  m.def("rotate(Tensor x, Tensor signs, Tensor? base, bool inverse) -> Tensor");
+  m.def("balance(Tensor query, Tensor keys, Tensor token_starts, Tensor? starts) -> Tensor");
+  m.def(
+      "encode(Tensor keys, Tensor values, Tensor token_starts, Tensor page_table, Tensor lengths, "
+      "Tensor? starts, Tensor(a!) pages, Tensor(b!)? fringe, Tensor? recent_starts, "
+      "Tensor key_signs, Tensor value_signs, Tensor? base, int k_bits, int v_bits, int fringe_first) -> ()");
+  m.def(
+      "decode(Tensor pages, Tensor page_table, Tensor lengths, Tensor? starts, Tensor? fringe, "
+      "Tensor? recent_starts, Tensor query_signs, Tensor value_signs, Tensor? base, int head_dim, "
+      "int k_bits, int v_bits, int fringe_first, int max_tokens, ScalarType dtype) "
+      "-> (Tensor keys, Tensor values)");
+  m.def(
+      "attend(Tensor query, Tensor? keys, Tensor? values, Tensor token_starts, Tensor pages, "
+      "Tensor page_table, Tensor lengths, Tensor? starts, Tensor? fringe, Tensor? recent_starts, "
+      "Tensor query_signs, Tensor value_signs, Tensor? base, Tensor? sinks, int k_bits, int v_bits, "
+      "int fringe_first, float scale, float softcap, int window) -> (Tensor out, Tensor lse)");
+
+  m.def("page_bytes(int head_dim, int k_bits, int v_bits) -> int");
+  m.def("random_signs(int dim, int seed) -> Tensor");
+  m.def("hadamard_base(int head_dim) -> Tensor");
+  m.def("hadamard_base_size(int head_dim) -> int");
+  m.def("version() -> str");
+}
