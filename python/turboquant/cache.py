@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TurboQuantCache: a transformers cache whose full-attention layers are compressed."""
+
+from __future__ import annotations
+
+import warnings
+
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
+
+from . import attention as _attention  # noqa: F401  registers the attention
+from . import ops
+from .layers import CacheSettings, TurboQuantLayer
+
+STOCK_LAYERS = (DynamicSlidingWindowLayer, LinearAttentionLayer)
+REMEDY = "use transformers' DynamicCache for this model"
+
+
+class TurboQuantCache(Cache):
+    """Keys and values in 2 to 4 bits a number, attended where they lie.
+
+    Each layer by its type: full attention is compressed, sliding windows and linear attention stay as
+    transformers stores them. `fringe=(first, newest)` keeps that many tokens of each sequence in 16 bits
+    beside the pages; `None` keeps none. `balance` takes per-channel weights from the first call's queries
+    and keys. `seed` draws the rotations: the same seed and calls give the same bytes. `max_tokens`
+    allocates pages for that many tokens (padding included) of each sequence at the first call; without
+    it they grow. What is not supported is refused here, with the reason.
+    """
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        k_bits: int = 4,
+        v_bits: int = 4,
+        fringe: tuple[int, int] | None = (4, 28),
+        balance: bool = True,
+        seed: int = 0,
+        max_tokens: int | None = None,
+    ) -> None:
+        first, recent = _checked_fringe(fringe)
+        if not 0 <= seed < 1 << 47:
+            raise ValueError(f"seed={seed} is not in [0, 2**47)")
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(f"max_tokens={max_tokens} is not positive: pass None to let the cache grow")
+        text = _checked_config(config)
+        ops.page_bytes(64, k_bits, v_bits)  # refuses other bits
+        self.settings = CacheSettings(k_bits, v_bits, first, recent, balance, seed, max_tokens)
+
+        layers = list(DynamicCache(config=text).layers)
+        full = [i for i, layer in enumerate(layers) if type(layer) is DynamicLayer]
+        other = {type(layer).__name__ for layer in layers if type(layer) not in (DynamicLayer, *STOCK_LAYERS)}
+        if other:
+            raise NotImplementedError(f"layers of type {sorted(other)} are not supported: {REMEDY}")
+        for i in full:
+            _check_head_dim(text, i, k_bits, v_bits)
+            layers[i] = TurboQuantLayer(self.settings, i)
+        if not full:
+            warnings.warn(
+                f"none of the {len(layers)} layers of this {type(text).__name__} is a full-attention layer, so nothing "
+                "is compressed: their windows and states stay in 16 bits",
+                UserWarning,
+                stacklevel=2,
+            )
+        super().__init__(layers=layers)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of every tensor the cache holds: of compressed layers by use, of the others as "stock"."""
+        total: dict[str, int] = {"pages": 0, "fringe": 0, "tables": 0, "signs": 0, "pending": 0, "stock": 0}
+        for layer in self.layers:
+            if isinstance(layer, TurboQuantLayer):
+                for name, count in layer.memory().items():
+                    total[name] += count
+            else:
+                total["stock"] += sum(t.nbytes for t in vars(layer).values() if hasattr(t, "nbytes"))
+        total["tables"] += sum(t.nbytes for t in self.settings.cached_tensors())
+        return total
+
+    @property
+    def nbytes(self) -> int:
+        return sum(self.memory().values())
+
+    @property
+    def nbytes_16bit(self) -> int:
+        """What a 16-bit cache of the same tokens takes."""
+        compressed = [x for x in self.layers if isinstance(x, TurboQuantLayer) and x.is_initialized]
+        return self.memory()["stock"] + sum(4 * x.batch * x.kv_heads * x.length * x.head_dim for x in compressed)
+
+
+def _checked_fringe(fringe: tuple[int, int] | None) -> tuple[int, int]:
+    if fringe is None:
+        return 0, 0
+    if not (isinstance(fringe, (tuple, list)) and len(fringe) == 2 and all(isinstance(n, int) and n >= 0 for n in fringe)):
+        raise ValueError(f"fringe={fringe!r}: pass (first, newest), two counts of tokens, or None for no fringe")
+    return fringe[0], fringe[1]
+
+
+def _checked_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The text part of the config, or an error that names what the model has and we lack."""
+    if not isinstance(config, PreTrainedConfig):
+        raise TypeError(f"TurboQuantCache takes a model's config (model.config), not {type(config).__name__}")
+    if getattr(config, "is_encoder_decoder", False):
+        raise NotImplementedError(f"{type(config).__name__} is an encoder-decoder model: not supported, {REMEDY}")
+    text = config.get_text_config(decoder=True)
+    name = type(text).__name__
+    if getattr(text, "kv_lora_rank", None):
+        raise NotImplementedError(f"{name} has latent attention (kv_lora_rank={text.kv_lora_rank}): not supported, {REMEDY}")
+    shared = getattr(text, "num_kv_shared_layers", 0)
+    if shared:
+        raise NotImplementedError(f"{name}: its last {shared} layers share another layer's KV: not supported, {REMEDY}")
+    if "chunked_attention" in (getattr(text, "layer_types", None) or ()) or getattr(text, "attention_chunk_size", None):
+        raise NotImplementedError(f"{name} has chunked attention: not supported, {REMEDY}")
+    return text
+
+
+def _check_head_dim(text: PreTrainedConfig, layer: int, k_bits: int, v_bits: int) -> None:
+    head_dim, v_head_dim = _head_dim(text, layer), getattr(text, "v_head_dim", None)
+    if v_head_dim and head_dim and v_head_dim != head_dim:
+        raise NotImplementedError(
+            f"layer {layer} of {type(text).__name__}: key head_dim {head_dim} and value head_dim {v_head_dim} differ: "
+            f"not supported, {REMEDY}"
+        )
+    try:
+        if head_dim is not None:
+            ops.page_bytes(head_dim, k_bits, v_bits)
+            ops.hadamard_base(head_dim)
+    except ValueError as error:
+        raise NotImplementedError(f"layer {layer} of {type(text).__name__}: {error}; {REMEDY}") from error
+
+
+def _head_dim(text: PreTrainedConfig, layer: int) -> int | None:
+    """What the config says of a layer; its first call decides."""
+    if hasattr(text, "per_layer_config"):  # transformers 5.12 on: models whose layers differ
+        text = text.per_layer_config[layer]
+    head_dim = getattr(text, "head_dim", None)
+    if head_dim is None and getattr(text, "num_attention_heads", None):
+        head_dim = text.hidden_size // text.num_attention_heads
+    return head_dim if isinstance(head_dim, int) else None

@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One full-attention layer of a TurboQuantCache: its pages, its fringe, its signs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from transformers.cache_utils import CacheLayerMixin
+
+from . import ops
+from .carrier import Carrier, Step
+from .masks import MaskReader
+from .pages import PagePool, PageTable
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass
+class CacheSettings:
+    """What the layers of one cache share."""
+
+    k_bits: int
+    v_bits: int
+    fringe_first: int
+    fringe_recent: int
+    balance: bool
+    seed: int
+    max_tokens: int | None
+    masks: MaskReader = field(default_factory=MaskReader)
+    warned: set[str] = field(default_factory=set)
+    _token_starts: dict = field(default_factory=dict)
+
+    def token_starts(self, batch: int, tokens: int, device: torch.device) -> torch.Tensor:
+        """int32 [batch + 1]: the rows of `batch` sequences of `tokens` each. The last few are kept."""
+        key = (batch, tokens, device)
+        if key not in self._token_starts:
+            if len(self._token_starts) >= 4:
+                self._token_starts.clear()
+            self._token_starts[key] = torch.arange(batch + 1, dtype=torch.int32, device=device) * tokens
+        return self._token_starts[key]
+
+    def cached_tensors(self) -> list[torch.Tensor]:
+        return list(self._token_starts.values())
+
+    def warn_once(self, kind: str, message: str) -> None:
+        if kind not in self.warned:
+            self.warned.add(kind)
+            warnings.warn(message, UserWarning, stacklevel=2)
+
+
+def sign_seed(seed: int, layer: int, values: bool) -> int:
+    """The seed of a layer's random signs: one vector for its keys, one for its values, for all heads."""
+    return (seed << 16) + 2 * layer + int(values)
+
+
+class TurboQuantLayer(CacheLayerMixin):
+    """Tokens of one (padded) length in pages. `update` returns carriers; whoever attends stores the tokens."""
+
+    is_sliding = False
+    is_compileable = False
+    is_croppable = True
+
+    def __init__(self, settings: CacheSettings, index: int) -> None:
+        super().__init__()
+        self.settings = settings
+        self.index = index
+        self.pending: Step | None = None  # updated, not yet stored
+
+    # What transformers calls.
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        settings = self.settings
+        self._check_vectors(key_states, value_states)
+        batch, kv_heads, _, head_dim = key_states.shape
+        device, slots = key_states.device, settings.fringe_first + settings.fringe_recent
+        page_bytes = ops.page_bytes(head_dim, settings.k_bits, settings.v_bits)
+        base = ops.hadamard_base(head_dim)
+        fixed_pages = -(-settings.max_tokens // 64) if settings.max_tokens else 0
+
+        self.pages = PageTable(PagePool(kv_heads, page_bytes, device), batch, fixed_pages)
+        self.fringe = self.recent_starts = None
+        if slots:
+            self.fringe = torch.zeros((batch, kv_heads, slots, 2, head_dim), dtype=torch.float16, device=device)
+            self.recent_starts = torch.zeros(batch, dtype=torch.int32, device=device)
+        key_signs, value_signs = (
+            ops.random_signs(head_dim, sign_seed(settings.seed, self.index, values)).to(device).repeat(kv_heads, 1)
+            for values in (False, True)
+        )
+        self.signs = key_signs  # xi
+        self.key_signs = self.query_signs = key_signs
+        self.value_signs = value_signs
+        self.balance_frozen = False
+        self.base = None if base.shape[0] == 1 else base.to(device)
+        self.dtype, self.device = key_states.dtype, device
+        self.kv_heads, self.head_dim = kv_heads, head_dim
+        self._set_starts((0,) * batch)
+        self.is_initialized = True
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs) -> tuple[Carrier, Carrier]:
+        """Stands the new tokens by, behind all earlier ones; see Step."""
+        self.flush()
+        if self.is_initialized and self.length == 0 and key_states.shape[0] != self.batch:
+            self.is_initialized = False  # empty: another batch may begin
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self._check_vectors(key_states, value_states)
+        self._check_fits(key_states)
+        self.pending = Step(self, key_states, value_states)
+        return self.pending.carriers()
+
+    def get_seq_length(self) -> int:
+        return self.length + (self.pending.tokens if self.pending else 0)
+
+    def get_mask_sizes(self, query_length: int | torch.Tensor) -> tuple[int, int]:
+        if isinstance(query_length, torch.Tensor):  # transformers before 5.11 passes positions
+            query_length = query_length.shape[0]
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        return self.settings.max_tokens or -1
+
+    get_max_cache_shape = get_max_length  # its older name
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """n <= 0 forgets the newest |n| tokens; n > 0 keeps the first n."""
+        self.flush()
+        length = self.length
+        kept = min(tokens_to_remove, length) if tokens_to_remove > 0 else max(length + tokens_to_remove, 0)
+        if kept == length:
+            return
+        self.pages.truncate(kept)
+        if self.recent_starts is not None:  # the ring holds what it held: the newest W before the crop
+            self.recent_starts.clamp_(min=max(length - self.settings.fringe_recent, 0)).clamp_(max=kept)
+        self._set_starts(tuple(min(start, kept) for start in self.starts))
+
+    def reset(self) -> None:
+        """Forgets all tokens and the balance; the memory stays for the next ones."""
+        self.pending = None
+        if not self.is_initialized:
+            return
+        self.pages.truncate(0)
+        if self.recent_starts is not None:
+            self.recent_starts.zero_()
+        self.key_signs = self.query_signs = self.signs
+        self.balance_frozen = False
+        self._set_starts((0,) * self.batch)
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        self.select(beam_idx.tolist())
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        if self.is_initialized:
+            self.select([i for i in range(self.batch) for _ in range(repeats)])
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        if self.is_initialized:
+            self.select(torch.arange(self.batch)[_on_host(indices)].tolist())
+
+    def offload(self) -> None:
+        raise NotImplementedError("TurboQuantCache does not offload: build it without offloading")
+
+    prefetch = offload
+
+    # What attention calls.
+
+    @property
+    def length(self) -> int:
+        return self.pages.length if self.is_initialized else 0
+
+    @property
+    def batch(self) -> int:
+        return len(self.pages.rows)
+
+    @contextmanager
+    def attending(self, step: Step) -> Iterator[None]:
+        """The step is stored, or forgotten if anything fails: then the layer is as before `update`."""
+        if step.stored or self.pending is not step:
+            raise RuntimeError(
+                f"layer {self.index}: these keys and values are stored already. A model that attends twice to one "
+                "update (shared KV layers) is not supported: use transformers' DynamicCache"
+            )
+        try:
+            yield
+        except BaseException:
+            self.pending = None
+            raise
+
+    def attend(
+        self, step: Step, query: torch.Tensor, scale: float, softcap: float, window: int, sinks: torch.Tensor | None
+    ) -> torch.Tensor:
+        """query [batch, q_heads, tokens, head_dim] -> [batch, tokens, q_heads, head_dim]."""
+        batch, heads, tokens, head_dim = query.shape
+        settings, pages = self.settings, self.pages
+        out, _ = ops.attend(
+            rows_of(query), rows_of(step.keys), rows_of(step.values),
+            settings.token_starts(batch, tokens, self.device), pages.pool.data, pages.table, pages.lengths,
+            self.starts_tensor, self.fringe, self.recent_starts, self.query_signs, self.value_signs, self.base, sinks,
+            settings.k_bits, settings.v_bits, settings.fringe_first, scale, softcap, window,
+        )  # fmt: skip
+        return out.view(batch, tokens, heads, head_dim)
+
+    def store(self, step: Step, query: torch.Tensor | None = None) -> None:
+        """Encodes the step's tokens. The first to be stored fix the balance, if their queries are known."""
+        settings, pages, tokens = self.settings, self.pages, step.tokens
+        if tokens:
+            keys, values = rows_of(step.keys), rows_of(step.values)
+            token_starts = settings.token_starts(self.batch, tokens, self.device)
+            key_signs, query_signs = self.key_signs, self.query_signs
+            if settings.balance and query is not None and not self.balance_frozen:
+                balance = ops.balance(rows_of(query), keys, token_starts, self.starts_tensor)
+                key_signs, query_signs = self.signs / balance, self.signs * balance
+            pages.prepare(tokens)
+            try:
+                ops.encode(
+                    keys, values, token_starts, pages.table, pages.lengths, self.starts_tensor, pages.pool.data,
+                    self.fringe, self.recent_starts, key_signs, self.value_signs, self.base,
+                    settings.k_bits, settings.v_bits, settings.fringe_first,
+                )  # fmt: skip
+            except BaseException:
+                pages.truncate(pages.length)
+                raise
+            self.key_signs, self.query_signs, self.balance_frozen = key_signs, query_signs, True
+            pages.advance(tokens)
+        step.stored = True
+        self.pending = None
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """All stored keys and values [batch, kv_heads, length, head_dim]; padding is zeros."""
+        settings, pages = self.settings, self.pages
+        return ops.decode(
+            pages.pool.data, pages.table, pages.lengths, self.starts_tensor, self.fringe, self.recent_starts,
+            self.query_signs, self.value_signs, self.base, self.head_dim, settings.k_bits, settings.v_bits,
+            settings.fringe_first, pages.length, dtype or self.dtype,
+        )  # fmt: skip
+
+    def with_history(self, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+        """The history dequantised and the step's own tokens exact: what `attend` sees, as tensors."""
+        if step.history == 0:
+            return step.keys, step.values
+        keys, values = self.dequantize(step.keys.dtype)
+        return torch.cat([keys, step.keys], dim=2), torch.cat([values, step.values], dim=2)
+
+    def materialise(self, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+        """For an attention that is not ours."""
+        self.settings.warn_once(
+            "attention",
+            "The model does not attend with 'turboquant', so each step dequantises the whole history: slow, and "
+            "without balance. Call turboquant.enable(model) before the model's first call with this cache.",
+        )
+        with self.attending(step):
+            dense = self.with_history(step)
+            self.store(step)
+        return dense
+
+    def set_starts(self, starts: tuple[int, ...]) -> None:
+        if starts != self.starts:
+            self._set_starts(starts)
+
+    def flush(self) -> None:
+        """Stores tokens that were updated and that nothing attended to."""
+        if self.pending is not None:
+            self.store(self.pending)
+
+    def select(self, sources: list[int]) -> None:
+        """Sequence i becomes a copy of what sequence sources[i] was. Pages are shared, not copied."""
+        if not self.is_initialized:
+            return
+        self.flush()
+        index = torch.tensor(sources, dtype=torch.int64, device=self.device)
+        fringe, recent_starts = self.fringe, self.recent_starts
+        if fringe is not None:
+            fringe, recent_starts = fringe.index_select(0, index), recent_starts.index_select(0, index)
+        self.pages.select(sources, index)
+        self.fringe, self.recent_starts = fringe, recent_starts
+        self._set_starts(tuple(self.starts[i] for i in sources))
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of every tensor this layer holds, by what they are for."""
+        if not self.is_initialized:
+            return {}
+        pending = (self.pending.keys, self.pending.values) if self.pending else ()
+        parts = {
+            "pages": (self.pages.pool.data,),
+            "fringe": (self.fringe,),
+            "tables": (self.pages.table, self.pages.lengths, self.recent_starts, self.starts_tensor),
+            "signs": (self.signs, self.value_signs, self.base)
+            + ((self.key_signs, self.query_signs) if self.key_signs is not self.signs else ()),
+            "pending": pending,
+        }
+        return {name: sum(t.nbytes for t in tensors if t is not None) for name, tensors in parts.items()}
+
+    def _set_starts(self, starts: tuple[int, ...]) -> None:
+        self.starts = starts
+        self.starts_tensor = torch.tensor(starts, dtype=torch.int32, device=self.device) if any(starts) else None
+
+    def _check_vectors(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        where = f"layer {self.index}: "
+        if keys.dim() != 4 or keys.shape[:3] != values.shape[:3]:
+            raise ValueError(f"{where}keys {tuple(keys.shape)} and values {tuple(values.shape)} do not match")
+        if keys.shape[3] != values.shape[3]:
+            raise NotImplementedError(
+                f"{where}key head_dim {keys.shape[3]} and value head_dim {values.shape[3]} differ (latent attention): "
+                "not supported, use transformers' DynamicCache"
+            )
+        if keys.dtype not in DTYPES or values.dtype != keys.dtype:
+            raise ValueError(
+                f"{where}keys are {keys.dtype} and values {values.dtype}: both must be one of float32, bfloat16, float16"
+            )
+        if self.is_initialized:
+            have = (self.batch, self.kv_heads, self.head_dim, self.device)
+            new = (keys.shape[0], keys.shape[1], keys.shape[3], keys.device)
+            if have != new:
+                raise ValueError(
+                    f"{where}the cache holds (batch, kv_heads, head_dim, device) = {have}, this call brings {new}: "
+                    "call reset() first, or use a new cache"
+                )
+
+    def _check_fits(self, keys: torch.Tensor) -> None:
+        limit, needed = self.settings.max_tokens, self.length + keys.shape[2]
+        if limit is not None and needed > limit:
+            raise ValueError(
+                f"layer {self.index}: {needed} tokens do not fit into max_tokens={limit}: build the cache with more, or "
+                "without max_tokens"
+            )
+
+
+def rows_of(heads: torch.Tensor) -> torch.Tensor:
+    """[batch, heads, tokens, head_dim] -> [batch * tokens, heads, head_dim], a view where it can be one."""
+    batch, count, tokens, head_dim = heads.shape
+    rows = heads.detach().transpose(1, 2).reshape(batch * tokens, count, head_dim)
+    return rows if rows.stride(2) == 1 else rows.contiguous()
+
+
+def _on_host(indices: torch.Tensor) -> torch.Tensor:
+    return indices.cpu() if isinstance(indices, torch.Tensor) else indices

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a query sees, computed the plain way: the oracle of the cache tests.
+
+OracleCache keeps every sequence's pages to itself, one after another (no sharing, no free list). Before each
+call it decodes the whole history, appends the call's own keys and values as given, and runs dense attention
+in double precision with the mask that transformers made; then it encodes the call. Attention "turboquant_oracle".
+"""
+
+import torch
+from transformers import AttentionInterface
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from turboquant import ops
+from turboquant.layers import sign_seed
+
+NAME = "turboquant_oracle"
+PAGES = 8  # a sequence: 512 tokens
+
+
+def dense(query, key, value, mask, scale, softcap=0.0, sinks=None, window=0, dtype=torch.float64):
+    """[batch, heads, tokens, head_dim] each; mask bool or None (causal). Zeros where nothing is seen."""
+    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = query @ key.transpose(2, 3) * scale
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask is None:
+        tokens, keys = scores.shape[2:]
+        position = torch.arange(keys - tokens, keys)[:, None]
+        mask = torch.arange(keys) <= position
+        if window:
+            mask = mask & (torch.arange(keys) > position - window)
+    scores = scores.masked_fill(~mask, -torch.inf)
+    if sinks is not None:
+        column = sinks.to(dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, column], 3)
+    weights = torch.softmax(scores, 3).nan_to_num(0.0)[..., : key.shape[2]]
+    return weights @ value
+
+
+class Handle:
+    """Stands for the keys or the values of a layer on their way from `update` to the attention."""
+
+    def __init__(self, layer, own):
+        self.layer, self.own = layer, own
+
+
+class OracleLayer(CacheLayerMixin):
+    is_sliding, is_croppable = False, True
+
+    def __init__(self, index, k_bits, v_bits, fringe, balance, seed):
+        super().__init__()
+        self.index, self.bits, self.seed = index, (k_bits, v_bits), seed
+        self.first, self.recent = fringe or (0, 0)
+        self.balance, self.length = balance, 0
+
+    def lazy_initialization(self, key_states, value_states):
+        batch, heads, _, dim = key_states.shape
+        self.heads, self.dim = heads, dim
+        self.pages = torch.zeros(batch, PAGES, heads, ops.page_bytes(dim, *self.bits), dtype=torch.uint8)
+        slots = self.first + self.recent
+        self.fringe = torch.zeros(batch, heads, slots, 2, dim, dtype=torch.float16) if slots else None
+        self.recent_starts = torch.zeros(batch, dtype=torch.int32) if slots else None
+        self.starts = torch.zeros(batch, dtype=torch.int32)
+        self.xi = ops.random_signs(dim, sign_seed(self.seed, self.index, False)).repeat(heads, 1)
+        self.value_signs = ops.random_signs(dim, sign_seed(self.seed, self.index, True)).repeat(heads, 1)
+        self.s = None
+        base = ops.hadamard_base(dim)
+        self.base = base if base.shape[0] > 1 else None
+        self.is_initialized = True
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        return Handle(self, key_states), Handle(self, value_states)
+
+    def _where(self):
+        batch = self.pages.shape[0]
+        table = torch.arange(batch * PAGES, dtype=torch.int32).view(batch, PAGES)
+        return table, torch.full((batch,), self.length, dtype=torch.int32)
+
+    def history(self, dtype=torch.float32):
+        table, lengths = self._where()
+        s = 1 if self.s is None else self.s
+        return ops.decode(
+            self.pages.flatten(0, 1), table, lengths, self.starts, self.fringe, self.recent_starts, self.xi * s,
+            self.value_signs, self.base, self.dim, *self.bits, self.first, self.length, dtype,
+        )  # fmt: skip
+
+    def see_padding(self, mask):
+        """Left padding: rows that no query of the first call saw."""
+        if self.length == 0 and mask is not None:
+            self.starts = mask[:, 0].any(1).int().argmax(1).int()
+
+    def append(self, query, keys, values):
+        table, lengths = self._where()
+        batch, _, tokens, _ = keys.shape
+        query, keys, values = (x.transpose(1, 2).flatten(0, 1).contiguous() for x in (query, keys, values))
+        rows = torch.arange(batch + 1, dtype=torch.int32) * tokens
+        if self.s is None:
+            self.s = ops.balance(query, keys, rows, self.starts) if self.balance else torch.ones_like(self.xi)
+        ops.encode(
+            keys, values, rows, table, lengths, self.starts, self.pages.view(-1, *self.pages.shape[2:]), self.fringe,
+            self.recent_starts, self.xi / self.s, self.value_signs, self.base, *self.bits, self.first,
+        )  # fmt: skip
+        self.length += tokens
+
+    def get_seq_length(self):
+        return self.length
+
+    def get_mask_sizes(self, query_length):
+        return self.length + query_length, 0
+
+    def get_max_length(self):
+        return -1
+
+    def crop(self, tokens_to_remove):
+        n = tokens_to_remove
+        kept = min(n, self.length) if n > 0 else max(self.length + n, 0)
+        if self.is_initialized and self.recent_starts is not None and kept < self.length:
+            held = torch.clamp(self.recent_starts, min=self.length - self.recent)
+            self.recent_starts = torch.clamp(held, max=kept)
+        self.length = kept
+
+    def _pick(self, index):
+        if self.is_initialized:
+            for name in ("pages", "fringe", "recent_starts", "starts"):
+                if getattr(self, name) is not None:
+                    setattr(self, name, getattr(self, name)[index].clone())
+
+    reorder_cache = batch_select_indices = _pick
+
+    def batch_repeat_interleave(self, repeats):
+        self._pick(torch.arange(self.pages.shape[0]).repeat_interleave(repeats))
+
+    def reset(self):
+        self.length, self.is_initialized = 0, False
+
+
+class OracleCache(Cache):
+    def __init__(self, config, k_bits=4, v_bits=4, fringe=(4, 28), balance=True, seed=0, dtype=torch.float64):
+        layers = DynamicCache(config=config.get_text_config(decoder=True)).layers
+        layers = [
+            OracleLayer(i, k_bits, v_bits, fringe, balance, seed) if type(layer) is DynamicLayer else layer
+            for i, layer in enumerate(layers)
+        ]
+        for layer in layers:
+            layer.attention_dtype = dtype
+        super().__init__(layers=layers)
+
+
+def oracle_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
+    layer = key.layer if isinstance(key, Handle) else None
+    dtype = layer.attention_dtype if layer else torch.float64
+    if layer:
+        key, value = key.own, value.own
+        layer.see_padding(attention_mask)
+        own = key, value
+        if layer.length:
+            old_key, old_value = layer.history()
+            key, value = torch.cat([old_key, key], 2), torch.cat([old_value, value], 2)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out = dense(
+        query, key, value, attention_mask, scale, kwargs.get("softcap") or 0.0, kwargs.get("s_aux"),
+        kwargs.get("sliding_window") or 0, dtype,
+    )  # fmt: skip
+    if layer:
+        layer.append(query, *own)
+    return out.to(query.dtype).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, oracle_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random models of a few layers, one per family: large weights, so that attention and logits are not flat."""
+
+import torch
+import transformers
+
+VOCABULARY = 128
+SHAPE = dict(
+    vocab_size=VOCABULARY, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=32, max_position_embeddings=512, initializer_range=0.15,
+    bos_token_id=None, eos_token_id=None, pad_token_id=0, tie_word_embeddings=False,
+)  # fmt: skip
+ALTERNATING = dict(layer_types=["sliding_attention", "full_attention"], sliding_window=24)
+
+# name -> (config class, what it adds to SHAPE)
+FAMILIES = {
+    "llama": ("LlamaConfig", {}),
+    "qwen2": ("Qwen2Config", dict(num_key_value_heads=1, hidden_size=128)),  # biases; head_dim = hidden / heads
+    "qwen3": ("Qwen3Config", dict(head_dim=48)),  # norms of q and k; head_dim not a power of two
+    "phi3": ("Phi3Config", dict(hidden_size=128)),  # one matrix for q, k, v
+    "gemma2": ("Gemma2Config", dict(ALTERNATING, attn_logit_softcapping=5.0, query_pre_attn_scalar=32)),
+    "gemma3": ("Gemma3TextConfig", dict(ALTERNATING, query_pre_attn_scalar=32)),
+    "gpt_oss": ("GptOssConfig", dict(ALTERNATING, num_local_experts=4, num_experts_per_tok=2)),  # sinks
+    "mistral": ("MistralConfig", dict(sliding_window=24)),  # every layer slides: nothing is compressed
+    "mistral_full": ("MistralConfig", dict(sliding_window=24, layer_types=["full_attention"] * 2)),  # with a window
+}
+
+
+def tiny_model(family="llama", seed=0, **changes):
+    name, extra = FAMILIES[family]
+    config = getattr(transformers, name)(**{**SHAPE, **extra, **changes})
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    for parameter_name, parameter in model.named_parameters():
+        if parameter_name.endswith(("bias", "sinks")):  # they start at zero, or undefined
+            parameter.data.normal_(0.0, 0.5)
+    return model.requires_grad_(False)
+
+
+def prompt(batch=1, tokens=80, seed=1, padding=()):
+    """Token ids and attention mask; padding[i] tokens of sequence i are left padding."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1, VOCABULARY, (batch, tokens), generator=generator)
+    mask = torch.ones_like(ids)
+    for row, count in enumerate(padding):
+        ids[row, :count], mask[row, :count] = 0, 0
+    return dict(input_ids=ids, attention_mask=mask)
+
+
+def generate(model, implementation, cache, inputs, tokens=16, **options):
+    """Greedy unless told otherwise. Returns generate's own output, with the logits of every step."""
+    model.set_attn_implementation(implementation)
+    options = dict(do_sample=False, max_new_tokens=tokens) | options
+    return model.generate(
+        **inputs, past_key_values=cache, return_dict_in_generate=True, output_logits=True, **options
+    )
