@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each operator returns, as shapes and dtypes: for torch.compile, torch.export and FakeTensor.
+"""What each operator returns, as shapes and dtypes: for torch.compile, torch.export and meta tensors.
 
 One function an operator, with the operator's own arguments; the ones that give no shape are not named.
 """
+
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,41 +16,61 @@ from . import _library  # noqa: F401  registers torch.ops.turboquant
 _ops = torch.ops.turboquant
 
 
-@torch.library.register_fake("turboquant::rotate")
-def _rotate(x: Tensor, signs: Tensor, base: Tensor | None, inverse: bool) -> Tensor:
+def _check_devices(names: list[str], args: tuple) -> None:
+    tensors = [(name, arg) for name, arg in zip(names, args) if isinstance(arg, Tensor)]
+    for name, tensor in tensors:
+        first, device = tensors[0][0], tensors[0][1].device
+        if tensor.device != device:
+            raise ValueError(f"{name} is on {tensor.device} but {first} on {device}; pass {name}.to({str(device)!r})")
+
+
+def _fake(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Registers `function` as the fake kernel of the operator of its name."""
+    op = function.__name__
+    names = [argument.name for argument in getattr(_ops, op).default._schema.arguments]
+
+    @torch.library.register_fake(f"turboquant::{op}")
+    @functools.wraps(function)
+    def checked(*args: Any) -> Any:
+        _check_devices(names, args)
+        return function(*args)
+
+    return checked
+
+
+@_fake
+def rotate(x: Tensor, *_: Any) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.register_fake("turboquant::balance")
-def _balance(query: Tensor, keys: Tensor, token_starts: Tensor, starts: Tensor | None) -> Tensor:
+@_fake
+def balance(query: Tensor, keys: Tensor, *_: Any) -> Tensor:
     return query.new_empty((keys.shape[1], keys.shape[2]), dtype=torch.float32)
 
 
-@torch.library.register_fake("turboquant::encode")
-def _encode(keys: Tensor, *_) -> None:
+@_fake
+def encode(*_: Any) -> None:
     return None
 
 
-@torch.library.register_fake("turboquant::decode")
-def _decode(
-    pages, page_table, lengths, starts, fringe, recent_starts, query_signs, value_signs, base,
-    head_dim, k_bits, v_bits, fringe_first, max_tokens, dtype,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+@_fake
+def decode(pages: Tensor, page_table: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    head_dim, _k_bits, _v_bits, _fringe_first, max_tokens, dtype = others[-6:]
     shape = (page_table.shape[0], pages.shape[1], max_tokens, head_dim)
     return pages.new_empty(shape, dtype=dtype), pages.new_empty(shape, dtype=dtype)
 
 
-@torch.library.register_fake("turboquant::attend")
-def _attend(query: Tensor, *_) -> tuple[Tensor, Tensor]:
+@_fake
+def attend(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return query.new_empty(query.shape), query.new_empty(query.shape[:2], dtype=torch.float32)
 
 
-@torch.library.register_fake("turboquant::random_signs")
-def _random_signs(dim: int, seed: int) -> Tensor:
+@_fake
+def random_signs(dim: int, seed: int) -> Tensor:
     return torch.empty(dim, dtype=torch.float32, device="cpu")
 
 
-@torch.library.register_fake("turboquant::hadamard_base")
-def _hadamard_base(head_dim: int) -> Tensor:
+@_fake
+def hadamard_base(head_dim: int) -> Tensor:
     size = _ops.hadamard_base_size(head_dim)
     return torch.empty((size, size), dtype=torch.float32, device="cpu")
