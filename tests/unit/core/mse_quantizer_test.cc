@@ -138,6 +138,7 @@ TEST(MseQuantizer, StoresTheNearestCentroidOfEveryRotatedCoordinate) {
 TEST(MseQuantizer, PacksToExactlyBitsTimesDimBytesForEveryHeadDim) {
   for (int d = 2; d <= kMaxRotationDim; d = d < 40 ? d + 1 : d + 331) {
     for (const int bits : {1, 3, 5, 8}) {
+      if (d > 300 && bits != 5) continue;  // a large dense rotation takes long to draw
       const MseQuantizer quantizer = quantizer_of(d, bits, RotationKind::kHaar);
       EXPECT_EQ(quantizer.code_bytes(), static_cast<std::size_t>((d * bits + 7) / 8));
       const std::vector<float> x = random_vectors(3, d, 6);
