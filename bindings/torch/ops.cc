@@ -26,4 +26,21 @@ STABLE_TORCH_LIBRARY(turboquant, m) {
   m.def("hadamard_base(int head_dim) -> Tensor");
   m.def("hadamard_base_size(int head_dim) -> int");
   m.def("version() -> str");
+
+  m.def("lloyd_max(int dim, int bits) -> (Tensor centroids, Tensor boundaries, Tensor mse)");
+  m.def(
+      "mse_quantize(Tensor x, int bits, int seed, bool haar=False, bool norm_correct=False) "
+      "-> (Tensor codes, Tensor norms)");
+  m.def(
+      "mse_dequantize(Tensor codes, Tensor norms, int dim, int bits, int seed, bool haar=False, "
+      "bool norm_correct=False) -> Tensor");
+  m.def(
+      "prod_quantize(Tensor x, int bits, int seed, bool haar=False) "
+      "-> (Tensor codes, Tensor signs, Tensor norms, Tensor residual_norms)");
+  m.def(
+      "prod_dequantize(Tensor codes, Tensor signs, Tensor norms, Tensor residual_norms, int dim, int bits, "
+      "int seed, bool haar=False) -> Tensor");
+  m.def(
+      "prod_inner_product(Tensor queries, Tensor codes, Tensor signs, Tensor norms, Tensor residual_norms, "
+      "int bits, int seed, bool haar=False) -> Tensor");
 }

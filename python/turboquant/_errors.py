@@ -4,6 +4,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 # What bindings/torch/check.h puts before a message.
 _CLASSES: dict[str, type[Exception]] = {
     "turboquant: invalid argument: ": ValueError,
@@ -23,7 +25,12 @@ def translated(error: RuntimeError) -> Exception:
 
 
 def call(op: Callable[..., Any], *args: Any) -> Any:
-    """op(*args), raising ValueError, NotImplementedError or RuntimeError."""
+    """op(*args), raising ValueError, NotImplementedError or RuntimeError.
+
+    While torch.compile traces, the operator alone: a graph cannot change the class of an exception.
+    """
+    if torch.compiler.is_compiling():
+        return op(*args)
     try:
         return op(*args)
     except RuntimeError as error:

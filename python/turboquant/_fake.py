@@ -74,3 +74,40 @@ def random_signs(dim: int, seed: int) -> Tensor:
 def hadamard_base(head_dim: int) -> Tensor:
     size = _ops.hadamard_base_size(head_dim)
     return torch.empty((size, size), dtype=torch.float32, device="cpu")
+
+
+@_fake
+def lloyd_max(dim: int, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    levels = 1 << int(bits)
+    return tuple(torch.empty(shape, dtype=torch.float64, device="cpu") for shape in ((levels,), (levels - 1,), ()))
+
+
+@_fake
+def mse_quantize(x: Tensor, bits: int, *_: Any) -> tuple[Tensor, Tensor]:
+    n, dim = x.shape
+    return x.new_empty((n, (dim * bits + 7) // 8), dtype=torch.uint8), x.new_empty(n)
+
+
+@_fake
+def mse_dequantize(codes: Tensor, norms: Tensor, dim: int, *_: Any) -> Tensor:
+    return norms.new_empty((codes.shape[0], dim))
+
+
+@_fake
+def prod_quantize(x: Tensor, bits: int, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    n, dim = x.shape
+    codes = x.new_empty((n, (dim * (bits - 1) + 7) // 8), dtype=torch.uint8)
+    signs = x.new_empty((n, (dim + 7) // 8), dtype=torch.uint8)
+    return codes, signs, x.new_empty(n), x.new_empty(n)
+
+
+@_fake
+def prod_dequantize(
+    codes: Tensor, signs: Tensor, norms: Tensor, residual_norms: Tensor, dim: int, *_: Any
+) -> Tensor:
+    return norms.new_empty((codes.shape[0], dim))
+
+
+@_fake
+def prod_inner_product(queries: Tensor, codes: Tensor, *_: Any) -> Tensor:
+    return queries.new_empty((queries.shape[0], codes.shape[0]))

@@ -31,7 +31,9 @@ Conventions, once for all of them:
 import torch
 from torch import Tensor
 
-from . import _errors, _fake  # noqa: F401  registers torch.ops.turboquant and its fake kernels
+from . import _fake  # noqa: F401  registers torch.ops.turboquant and its fake kernels
+from ._errors import call as _call
+from ._quantizer_ops import lloyd_max, mse_dequantize, mse_quantize, prod_dequantize, prod_inner_product, prod_quantize
 
 __all__ = [
     "attend",
@@ -40,20 +42,19 @@ __all__ = [
     "encode",
     "hadamard_base",
     "hadamard_base_size",
+    "lloyd_max",
+    "mse_dequantize",
+    "mse_quantize",
     "page_bytes",
+    "prod_dequantize",
+    "prod_inner_product",
+    "prod_quantize",
     "random_signs",
     "rotate",
     "version",
 ]
 
 _ops = torch.ops.turboquant
-
-
-def _call(op, *args):
-    # A graph has the operator alone: an exception's class cannot be changed inside one.
-    if torch.compiler.is_compiling():
-        return op(*args)
-    return _errors.call(op, *args)
 
 
 def rotate(x: Tensor, signs: Tensor, base: Tensor | None = None, inverse: bool = False) -> Tensor:
@@ -174,7 +175,7 @@ def attend(
 def page_bytes(head_dim: int, k_bits: int, v_bits: int) -> int:
     """Bytes of one page of one KV head: 64 tokens, K and V. ``head_dim`` a multiple of 16 from 32 to 512,
     bits 2, 3 or 4; else ``ValueError``."""
-    return _errors.call(_ops.page_bytes.default, head_dim, k_bits, v_bits)
+    return _call(_ops.page_bytes.default, head_dim, k_bits, v_bits)
 
 
 def random_signs(dim: int, seed: int) -> Tensor:
@@ -191,7 +192,7 @@ def hadamard_base(head_dim: int) -> Tensor:
 @torch.compiler.assume_constant_result
 def hadamard_base_size(head_dim: int) -> int:
     """``m`` of `hadamard_base`; 1: pass ``base=None``."""
-    return _errors.call(_ops.hadamard_base_size.default, head_dim)
+    return _call(_ops.hadamard_base_size.default, head_dim)
 
 
 @torch.compiler.assume_constant_result
