@@ -2,7 +2,7 @@
 """The operators as Python functions: ``torch.ops.turboquant.<name>`` with types and exact exceptions.
 
 The arithmetic is in C++; nothing is computed here. Every operator has a fake kernel, so all of them may
-be called inside ``torch.compile``.
+be called inside ``torch.compile``. They are for inference: none has a gradient.
 
 Conventions, once for all of them:
 
