@@ -6,7 +6,13 @@
 namespace turboquant::kernels {
 
 std::span<const KernelTable* const> all() {
-  static constexpr const KernelTable* kAll[] = {&kReference};
+  static constexpr const KernelTable* kAll[] = {
+    &kReference,
+    &kPortable,
+#if defined(__x86_64__)
+    &kAvx2,
+#endif
+  };
   return kAll;
 }
 

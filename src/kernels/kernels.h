@@ -22,7 +22,8 @@ struct KernelTable {
 };
 
 extern const KernelTable kReference;
-extern const KernelTable kPortable;
+extern const KernelTable kPortable;  // portable/, for any machine
+extern const KernelTable kAvx2;      // portable/ again, built for AVX2 and FMA; x86-64 builds only
 
 std::span<const KernelTable* const> all();  // worst first; the last that runs here is the default
 const KernelTable* find(std::string_view name);

@@ -66,12 +66,32 @@ struct FringeView {
   int first, recent, start;
   std::int64_t recent_start, length;
 
-  bool in_first(std::int64_t p) const { return p >= start && p < start + first; }
+  bool in_first(std::int64_t p) const { return p >= start && p < start + first && p < length; }
   bool in_recent(std::int64_t p) const { return recent > 0 && p >= recent_start && p < length; }
   bool holds(std::int64_t p) const { return in_first(p) || in_recent(p); }
   int slot(std::int64_t p) const {
     return in_first(p) ? static_cast<int>(p - start) : first + static_cast<int>(p % recent);
   }
 };
+
+// The fringe as a call finds it: of the positions before the call.
+static inline FringeView fringe_view(const Fringe& fringe, const Sequences& sequences, int i) {
+  const std::int64_t length = sequences.lengths[i], start = start_of(sequences, i);
+  if (fringe.data == nullptr) return {0, 0, static_cast<int>(start), length, length};
+  const std::int64_t truncated = fringe.recent_starts == nullptr ? 0 : fringe.recent_starts[i];
+  const std::int64_t newest = length - fringe.recent;
+  std::int64_t recent_start = newest > truncated ? newest : truncated;
+  if (recent_start < start) recent_start = start;
+  if (recent_start > length) recent_start = length;
+  return {fringe.first, fringe.recent, static_cast<int>(start), recent_start, length};
+}
+
+// Slot's key, and head_dim further its value, of sequence i, KV head h.
+static inline std::uint16_t* fringe_vectors(const Fringe& fringe, const Pages& pages, int i, int h,
+                                            int slot) {
+  const std::int64_t slots = fringe.first + fringe.recent;
+  const std::int64_t at = (static_cast<std::int64_t>(i) * pages.kv_heads + h) * slots + slot;
+  return fringe.data + at * 2 * pages.format.head_dim;
+}
 
 }  // namespace turboquant::kernels

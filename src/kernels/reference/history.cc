@@ -8,15 +8,9 @@ namespace turboquant::kernels::reference {
 
 const std::uint16_t* History::fringe_vector(int i, int h, std::int64_t p, int which) const {
   if (fringe.data == nullptr) return nullptr;
-  const std::int64_t length = sequences.lengths[i];
-  const std::int64_t truncated = fringe.recent_starts == nullptr ? 0 : fringe.recent_starts[i];
-  const std::int64_t newest = length - fringe.recent;
-  const FringeView view{fringe.first, fringe.recent, start_of(sequences, i),
-                        newest > truncated ? newest : truncated, length};
+  const FringeView view = fringe_view(fringe, sequences, i);
   if (!view.holds(p)) return nullptr;
-  const std::int64_t slots = fringe.first + fringe.recent;
-  const std::int64_t at = (static_cast<std::int64_t>(i) * pages.kv_heads + h) * slots + view.slot(p);
-  return fringe.data + (2 * at + which) * pages.format.head_dim;
+  return fringe_vectors(fringe, pages, i, h, view.slot(p)) + which * pages.format.head_dim;
 }
 
 void History::key(int i, int h, std::int64_t p, double* out) const {
