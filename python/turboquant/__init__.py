@@ -6,13 +6,27 @@ import importlib
 from . import ops
 
 __version__ = ops.version()
-__all__ = ["TurboQuantCache", "__version__", "enable", "ops"]
-
+# The names of the package turboquant-vllm.
+_COMPAT = (
+    "CompressedDynamicCache",
+    "LloydMaxCodebook",
+    "TurboQuantCompressorMSE",
+    "TurboQuantCompressorV2",
+    "TurboQuantKVCache",
+    "TurboQuantMSE",
+    "TurboQuantProd",
+    "solve_lloyd_max",
+)
 # Loaded when first asked for: these need transformers, the operators do not.
-_LAZY = {"TurboQuantCache": ".cache", "enable": ".attention"}
+_LAZY = {"TurboQuantCache": ".cache", "enable": ".attention"} | dict.fromkeys(_COMPAT, ".compat")
+__all__ = ["__version__", "ops", *_LAZY]
 
 
 def __getattr__(name: str):
     if name not in _LAZY:
         raise AttributeError(f"module 'turboquant' has no attribute {name!r}")
     return getattr(importlib.import_module(_LAZY[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
