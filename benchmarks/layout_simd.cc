@@ -53,11 +53,9 @@ Timing time_pages(const std::uint8_t* first, const std::vector<std::size_t>& ord
   const auto seconds_of = [&](std::size_t pages) {
     const double start = seconds();
     for (std::size_t i = 0; i < pages; ++i) {
-      body(first + order[next]);
+      const std::uint8_t* codes = first + order[next];
       next = next + 1 < order.size() ? next + 1 : 0;
-      // From memory, what a kernel that walks a page table does: ask for the next page early.
-      for (std::size_t at = 0; place.from_memory && at < area_bytes; at += 64)
-        __builtin_prefetch(first + order[next] + at);
+      body(codes, first + order[next]);
     }
     return seconds() - start;
   };
@@ -108,6 +106,7 @@ class Bench {
                 return false;
               }
               time_case(set, shape, keys);
+              if (keys && set.score_side_by_side(shape)) time_case(set, shape, keys, true);
             }
         }
     return true;
@@ -117,14 +116,14 @@ class Bench {
 
  private:
   // Of heads = 0: the plain read.
-  void time_case(const LoopSet& set, const Shape& shape, bool keys) {
+  void time_case(const LoopSet& set, const Shape& shape, bool keys, bool side_by_side = false) {
     const PageFormat format{shape.head_dim, shape.bits, shape.bits};
     const std::size_t page = format.page_bytes(), area = format.v_codes_offset();
     const std::uint8_t* first = buffer_ + (keys ? format.k_codes_offset() : format.v_codes_offset());
     std::mt19937_64 random(1);
     Operands operands;
-    std::vector<std::int32_t> scores(kMaxHeads * 64);
-    std::vector<float> sums(kMaxHeads * 128 * 4);
+    alignas(64) std::int32_t scores[kMaxHeads * 64];
+    alignas(64) float sums[kMaxHeads * 128 * 4] = {};
     const bool plain = shape.heads == 0;
     const auto count = static_cast<std::size_t>(shape.heads * (keys ? shape.head_dim : 64));
     if (!plain && keys) {
@@ -135,14 +134,24 @@ class Bench {
                          random_integers(count, 0, probability_limit(set, shape.pieces), random).data(),
                          &operands);
     }
-    const ScoreLoop score = plain ? nullptr : set.score(shape);
+    const ScoreLoop score = plain ? nullptr : side_by_side ? set.score_side_by_side(shape) : set.score(shape);
     const ValueLoop value = plain ? nullptr : set.value(shape);
     std::uint64_t sink = 0;
-    const auto body = [&](const std::uint8_t* codes) {
-      if (plain) sink ^= set.read(codes, area);
-      else if (keys) score(codes, operands, scores.data());
-      else value(codes, operands, 1e-9f, sums.data());
+    const auto body = [&](const std::uint8_t* codes, const std::uint8_t* ahead) {
+      if (plain) sink ^= set.read(codes, ahead, area);
+      else if (keys) score(codes, ahead, operands, scores);
+      else value(codes, ahead, operands, 1e-9f, sums);
     };
+    const char* op = plain          ? (keys ? "read k" : "read v")
+                     : side_by_side ? "qk side by side"
+                     : keys         ? "qk"
+                                    : "pv";
+    char head[160];
+    std::snprintf(head, sizeof head,
+                  "\"loops\": \"%s\", \"op\": \"%s\", \"head_dim\": %d, \"bits\": %d, \"heads\": %d, "
+                  "\"operand_bits\": %d",
+                  set.name, op, shape.head_dim, shape.bits, shape.heads, operand_bits(set, shape, keys));
+    std::string row = head;
     const int times = options_.quick ? 5 : 15;
     for (const Place& place :
          {Place{"l1", 12288, 0.003, times, false}, Place{"l2", 196608, 0.003, times, false},
@@ -152,27 +161,18 @@ class Bench {
       std::iota(order.begin(), order.end(), std::size_t{0});
       std::shuffle(order.begin(), order.end(), random);
       for (std::size_t& o : order) o *= page;
-      add_row(set, shape, keys, place, time_pages(first, order, area, place, body));
+      row += cells(place, time_pages(first, order, area, place, body));
     }
+    std::fprintf(stderr, "%s\n", row.c_str());
+    rows_ += (rows_.empty() ? "    {" : ",\n    {") + row + "}";
     if (sink == 1) std::fputs("", stderr);
   }
 
-  void add_row(const LoopSet& set, const Shape& s, bool keys, const Place& place, const Timing& t) {
-    char row[512];
-    std::snprintf(row, sizeof row,
-                  "    {\"loops\": \"%s\", \"op\": \"%s\", \"head_dim\": %d, \"bits\": %d, \"heads\": %d, "
-                  "\"operand_bits\": %d, "
-                  "\"where\": \"%s\", \"gbps\": %.2f, \"quartiles\": [%.2f, %.2f], \"core_ghz\": %.3f, "
-                  "\"bytes_per_cycle\": %.2f}",
-                  set.name,
-                  s.heads == 0 ? (keys ? "read k" : "read v")
-                  : keys       ? "qk"
-                               : "pv",
-                  s.head_dim, s.bits, s.heads, operand_bits(set, s, keys), place.name, t.gbps, t.low, t.high,
-                  t.ghz, t.gbps / t.ghz);
-    rows_ += rows_.empty() ? "" : ",\n";
-    rows_ += row;
-    std::fprintf(stderr, "%s\n", row);
+  static std::string cells(const Place& place, const Timing& t) {
+    char out[160];
+    std::snprintf(out, sizeof out, ", \"%s\": [%.2f, %.2f, %.2f, %.2f, %.2f]", place.name, t.gbps, t.low,
+                  t.high, t.gbps / t.ghz, t.ghz);
+    return out;
   }
 
   static int operand_bits(const LoopSet& set, const Shape& s, bool keys) {

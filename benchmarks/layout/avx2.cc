@@ -71,8 +71,9 @@ void transpose(Vector* x) {
   x[2] = _mm256_unpacklo_epi64(AB, CD), x[3] = _mm256_unpackhi_epi64(AB, CD);
 }
 
-template <int kHeadDim, int kBits, int kHeads, int kPieces>
-void score(const std::uint8_t* codes, const Operands& operands, std::int32_t* scores) {
+template <int kHeadDim, int kBits, int kHeads, int kPieces, bool kSideBySide = false>
+void score(const std::uint8_t* codes, const std::uint8_t* ahead, const Operands& operands,
+           std::int32_t* scores) {
   constexpr int kRow = row_bytes(kHeadDim, kBits);
   constexpr int kLoads = kRow > 32 ? kRow / 32 : 1, kStepTokens = kRow < 32 ? 32 / kRow : 1;
   constexpr int kPlanes = kBits == 4 ? 1 : 2, kVectors = kLoads * 4 * kPlanes * 2, kQuads = 2 / kStepTokens;
@@ -82,6 +83,7 @@ void score(const std::uint8_t* codes, const Operands& operands, std::int32_t* sc
     Vector sums[kHeads][kQuads];
 #pragma GCC unroll 2
     for (int quad = 0; quad < kQuads; ++quad) {  // 4 steps of kStepTokens
+      ask_for(ahead, 8 * kHeadDim * kBits, t / 8 * kQuads + quad, 8 * kQuads);
 #pragma GCC unroll 8
       for (int h = 0; h < kHeads; ++h) sums[h][quad] = _mm256_setzero_si256();
 #pragma GCC unroll 2
@@ -94,7 +96,7 @@ void score(const std::uint8_t* codes, const Operands& operands, std::int32_t* sc
           load_indices<kBits, kHeadDim / 32>(codes + at, signs + at / 2, x);
           for (int plane = 0; plane < kPlanes; ++plane) indices[plane][step] = x[plane];
         }
-        for (int plane = 0; plane < kPlanes; ++plane) transpose(indices[plane]);
+        for (int plane = 0; plane < kPlanes && !kSideBySide; ++plane) transpose(indices[plane]);
 #pragma GCC unroll 8
         for (int i = 0; i < 4 * kPlanes; ++i) {
           Vector centroids[2];
@@ -132,11 +134,13 @@ void score(const std::uint8_t* codes, const Operands& operands, std::int32_t* sc
 // 64 bytes of units, a coordinate group g: dword 4 q + j is coordinate 8 j + g of its block, token quarter q.
 // Quarters q and q + 2 share a lane's sum.
 template <int kHeadDim, int kBits, int kHeads, int kPieces>
-void value(const std::uint8_t* codes, const Operands& operands, float factor, float* sums) {
+void value(const std::uint8_t* codes, const std::uint8_t* ahead, const Operands& operands, float factor,
+           float* sums) {
   constexpr int kUnitBytes = kHeadDim * 16;  // one 32-bit unit for each (coordinate, q)
   const Vector table = load(operands.table), ones = _mm256_set1_epi16(1), radix = _mm256_set1_epi16(128);
   const __m256 scale = _mm256_set1_ps(factor);
   for (int at = 0; at < kUnitBytes; at += 64) {
+    ask_for(ahead, 8 * kHeadDim * kBits, at / 64, kHeadDim / 4);
     Vector accumulators[kHeads];
 #pragma GCC unroll 8
     for (int h = 0; h < kHeads; ++h) accumulators[h] = _mm256_setzero_si256();
@@ -168,10 +172,12 @@ void value(const std::uint8_t* codes, const Operands& operands, float factor, fl
   }
 }
 
-std::uint64_t read(const std::uint8_t* codes, std::size_t bytes) {
+std::uint64_t read(const std::uint8_t* codes, const std::uint8_t* ahead, std::size_t bytes) {
   Vector sums[4] = {};
-  for (std::size_t at = 0; at < bytes; at += 128)
+  for (std::size_t at = 0; at < bytes; at += 128) {
+    for (std::size_t line = 0; line < 128; line += 64) __builtin_prefetch(ahead + at + line);
     for (std::size_t i = 0; i < 4; ++i) sums[i] = _mm256_xor_si256(sums[i], load(codes + at + 32 * i));
+  }
   const Vector sum = _mm256_xor_si256(_mm256_xor_si256(sums[0], sums[1]), _mm256_xor_si256(sums[2], sums[3]));
   std::uint64_t words[4];
   _mm256_storeu_si256(reinterpret_cast<Vector*>(words), sum);
@@ -179,6 +185,8 @@ std::uint64_t read(const std::uint8_t* codes, std::size_t bytes) {
 }
 
 constexpr ScoreLoop kScores[2][3][4][2] = TQ_LOOPS(score);
+constexpr ScoreLoop kSideBySideScores[4] = {score<128, 4, 1, 1, true>, score<128, 4, 1, 2, true>,
+                                            score<128, 4, 4, 1, true>, score<128, 4, 4, 2, true>};
 constexpr ValueLoop kValues[2][3][4][2] = TQ_LOOPS(value);
 
 }  // namespace
@@ -193,6 +201,7 @@ const LoopSet kAvx2 = {"avx2",
                        128,
                        128,
                        [](const Shape& s) { return loop_of(kScores, s); },
+                       [](const Shape& s) { return side_by_side_of(kSideBySideScores, s); },
                        [](const Shape& s) { return loop_of(kValues, s); },
                        read};
 

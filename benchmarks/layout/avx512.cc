@@ -63,8 +63,9 @@ Vector add_lanes(Vector a, Vector b) {
   return add(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
 }
 
-template <int kHeadDim, int kBits, int kHeads, int kPieces>
-void score(const std::uint8_t* codes, const Operands& operands, std::int32_t* scores) {
+template <int kHeadDim, int kBits, int kHeads, int kPieces, bool kSideBySide = false>
+void score(const std::uint8_t* codes, const std::uint8_t* ahead, const Operands& operands,
+           std::int32_t* scores) {
   constexpr int kRow = row_bytes(kHeadDim, kBits), kStepTokens = 64 / kRow;  // 1, 2 or 4
   constexpr int kPlanes = kBits == 4 ? 1 : 2, kVectors = 4 * kPlanes * 2, kQuads = 4 / kStepTokens;
   const Vector table = load(operands.table);
@@ -75,6 +76,7 @@ void score(const std::uint8_t* codes, const Operands& operands, std::int32_t* sc
     Vector quads[kHeads][kQuads];
 #pragma GCC unroll 4
     for (int quad = 0; quad < kQuads; ++quad) {  // 4 steps of kStepTokens
+      ask_for(ahead, 8 * kHeadDim * kBits, t / 16 * kQuads + quad, 4 * kQuads);
       Vector indices[kPlanes][4];
 #pragma GCC unroll 4
       for (int step = 0; step < 4; ++step) {
@@ -83,7 +85,7 @@ void score(const std::uint8_t* codes, const Operands& operands, std::int32_t* sc
         load_indices<kBits, kHeadDim / 32>(codes + at, signs + at / 2, x);
         for (int plane = 0; plane < kPlanes; ++plane) indices[plane][step] = x[plane];
       }
-      for (int plane = 0; plane < kPlanes; ++plane) transpose(indices[plane]);
+      for (int plane = 0; plane < kPlanes && !kSideBySide; ++plane) transpose(indices[plane]);
       Vector sums[kHeads][kPieces];
 #pragma GCC unroll 16
       for (int i = 0; i < kHeads * kPieces; ++i) sums[i / kPieces][i % kPieces] = _mm512_setzero_si512();
@@ -119,11 +121,13 @@ void score(const std::uint8_t* codes, const Operands& operands, std::int32_t* sc
 
 // 64 bytes of units, a coordinate group g: dword 4 q + j is coordinate 8 j + g of its block, token quarter q.
 template <int kHeadDim, int kBits, int kHeads, int kPieces>
-void value(const std::uint8_t* codes, const Operands& operands, float factor, float* sums) {
+void value(const std::uint8_t* codes, const std::uint8_t* ahead, const Operands& operands, float factor,
+           float* sums) {
   constexpr int kUnitBytes = kHeadDim * 16;  // one 32-bit unit for each (coordinate, q)
   const Vector table = load(operands.table);
   const __m512 scale = _mm512_set1_ps(factor);
   for (int at = 0; at < kUnitBytes; at += 64) {
+    ask_for(ahead, 8 * kHeadDim * kBits, at / 64, kHeadDim / 4);
     Vector indices[2];
     load_indices<kBits, 2>(codes + at, codes + kUnitBytes + at / 2, indices);
     if constexpr (kBits == 4) indices[1] = load(codes + kUnitBytes + at);
@@ -146,10 +150,12 @@ void value(const std::uint8_t* codes, const Operands& operands, float factor, fl
   }
 }
 
-std::uint64_t read(const std::uint8_t* codes, std::size_t bytes) {
+std::uint64_t read(const std::uint8_t* codes, const std::uint8_t* ahead, std::size_t bytes) {
   Vector sums[4] = {};
-  for (std::size_t at = 0; at < bytes; at += 256)
+  for (std::size_t at = 0; at < bytes; at += 256) {
+    for (std::size_t line = 0; line < 256; line += 64) __builtin_prefetch(ahead + at + line);
     for (std::size_t i = 0; i < 4; ++i) sums[i] = _mm512_xor_si512(sums[i], load(codes + at + 64 * i));
+  }
   const Vector sum = _mm512_xor_si512(_mm512_xor_si512(sums[0], sums[1]), _mm512_xor_si512(sums[2], sums[3]));
   std::uint64_t words[8], all = 0;
   _mm512_storeu_si512(words, sum);
@@ -158,6 +164,8 @@ std::uint64_t read(const std::uint8_t* codes, std::size_t bytes) {
 }
 
 constexpr ScoreLoop kScores[2][3][4][2] = TQ_LOOPS(score);
+constexpr ScoreLoop kSideBySideScores[4] = {score<128, 4, 1, 1, true>, score<128, 4, 1, 2, true>,
+                                            score<128, 4, 4, 1, true>, score<128, 4, 4, 2, true>};
 constexpr ValueLoop kValues[2][3][4][2] = TQ_LOOPS(value);
 
 }  // namespace
@@ -177,6 +185,7 @@ const LoopSet kAvx512 = {"avx512",
                          256,
                          256,
                          [](const Shape& s) { return loop_of(kScores, s); },
+                         [](const Shape& s) { return side_by_side_of(kSideBySideScores, s); },
                          [](const Shape& s) { return loop_of(kValues, s); },
                          read};
 

@@ -34,6 +34,16 @@ inline std::vector<std::int32_t> random_integers(std::size_t count, int low, int
   return out;
 }
 
+// A K area of head_dim 128 and 4 bits, in the other order (loops.h).
+inline std::vector<std::uint8_t> side_by_side(const std::uint8_t* codes) {
+  std::vector<std::uint8_t> out(4096);
+  for (std::size_t t = 0; t < 64; ++t)
+    for (std::size_t q = 0; q < 4; ++q)
+      for (std::size_t b = 0; b < 16; ++b)
+        out[256 * (t / 4) + 64 * (b / 4) + 16 * q + 4 * (t % 4) + b % 4] = codes[64 * t + 16 * q + b];
+  return out;
+}
+
 inline bool scores_are_exact(const LoopSet& set, const Shape& s, const std::uint8_t* codes,
                              std::mt19937_64& random) {
   const int limit = query_limit(set, s.pieces);
@@ -41,7 +51,13 @@ inline bool scores_are_exact(const LoopSet& set, const Shape& s, const std::uint
   Operands operands;
   pack_queries(set, s, queries.data(), &operands);
   std::int32_t scores[kMaxHeads * 64];
-  set.score(s)(codes, operands, scores);
+  set.score(s)(codes, codes, operands, scores);
+  if (const ScoreLoop other = set.score_side_by_side(s)) {
+    std::int32_t same[kMaxHeads * 64];
+    const std::vector<std::uint8_t> reordered = side_by_side(codes);
+    other(reordered.data(), reordered.data(), operands, same);
+    if (!std::equal(same, same + 64 * s.heads, scores)) return false;
+  }
   for (int h = 0; h < s.heads; ++h)
     for (int t = 0; t < 64; ++t) {
       std::int64_t sum = 0;
@@ -69,7 +85,7 @@ inline bool values_are_exact(const LoopSet& set, const Shape& s, const std::uint
   Operands operands;
   pack_probabilities(set, s, probabilities.data(), &operands);
   std::vector<float> sums(static_cast<std::size_t>(kMaxHeads * s.head_dim * 4));
-  for (int page = 0; page < 2; ++page) set.value(s)(codes, operands, 1.0f, sums.data());
+  for (int page = 0; page < 2; ++page) set.value(s)(codes, codes, operands, 1.0f, sums.data());
   const core::CodeTable& table = core::value_table(s.bits);
   const int sums_per_head = s.head_dim / 4 * set.value_sums;
   for (int h = 0; h < s.heads; ++h) {

@@ -20,16 +20,26 @@ struct Operands {
   std::int32_t correction[kMaxHeads];  // keys: -128 times the sum of the query
 };
 
+// While a loop reads an area it asks for the lines of the same area of another page, `ahead`, as a kernel
+// that walks a page table does.
+static inline void ask_for(const std::uint8_t* ahead, int area_bytes, int step, int steps) {
+  const int lines = area_bytes / 64;
+  for (int line = step * lines / steps; line < (step + 1) * lines / steps; ++line)
+    __builtin_prefetch(ahead + 64 * line);
+}
+
 // scores[h][t] = sum over e of T_K[code(t, e)] * query[h][e]: exact integers, for the page's 64 tokens.
-using ScoreLoop = void (*)(const std::uint8_t* k_codes, const Operands& operands, std::int32_t* scores);
+using ScoreLoop = void (*)(const std::uint8_t* k_codes, const std::uint8_t* ahead, const Operands& operands,
+                           std::int32_t* scores);
 
 // sums[h][...] += factor * (sum over the page's t of V[code(t, e)] * probability[h][t]), V the entries of the
 // table. A coordinate has several partial sums (four token quarters at most), added once a sequence, not once
 // a page.
-using ValueLoop = void (*)(const std::uint8_t* v_codes, const Operands& operands, float factor, float* sums);
+using ValueLoop = void (*)(const std::uint8_t* v_codes, const std::uint8_t* ahead, const Operands& operands,
+                           float factor, float* sums);
 
 // Reads `bytes` (a multiple of 512) and returns something that depends on all of them.
-using ReadLoop = std::uint64_t (*)(const std::uint8_t* codes, std::size_t bytes);
+using ReadLoop = std::uint64_t (*)(const std::uint8_t* codes, const std::uint8_t* ahead, std::size_t bytes);
 
 struct Shape {
   int head_dim;  // 64 or 128
@@ -50,6 +60,8 @@ struct LoopSet {
   int query_radix;    // |piece| <= query_radix / 2
   int probability_radix;  // 0 <= piece < probability_radix
   ScoreLoop (*score)(const Shape&);
+  // The same over another order of the K codes, to tell what the format's order costs: null where not built.
+  ScoreLoop (*score_side_by_side)(const Shape&);
   ValueLoop (*value)(const Shape&);
   ReadLoop read;
 };
@@ -73,6 +85,16 @@ template <typename Loop>
 static inline Loop loop_of(const Loop (&loops)[2][3][4][2], const Shape& s) {
   const int heads = s.heads == 1 ? 0 : s.heads == 3 ? 1 : s.heads == 4 ? 2 : 3;
   return loops[s.head_dim / 128][s.bits - 2][heads][s.pieces - 1];
+}
+
+// Side by side: the dwords of 4 tokens' rows next to each other (head_dim 128, 4 bits), as [token quad][dword
+// of the chunk][q][token]. Loops need not transpose, but a token's codes lie in 16 places.
+static inline bool has_side_by_side(const Shape& s) {
+  return s.head_dim == 128 && s.bits == 4 && (s.heads == 1 || s.heads == 4);
+}
+template <typename Loop>
+static inline Loop side_by_side_of(const Loop (&loops)[4], const Shape& s) {
+  return has_side_by_side(s) ? loops[(s.heads == 4 ? 2 : 0) + s.pieces - 1] : nullptr;
 }
 
 // Bytes of a row (a token's codes of one K area; of a 3-bit area, its magnitudes).

@@ -61,11 +61,13 @@ void look_up(const Pairs& pairs, const std::uint8_t* codes, const std::uint8_t* 
 }
 
 template <int kHeadDim, int kBits, int kHeads, int>
-void score(const std::uint8_t* codes, const Operands& operands, std::int32_t* scores) {
+void score(const std::uint8_t* codes, const std::uint8_t* ahead, const Operands& operands,
+           std::int32_t* scores) {
   constexpr int kRow = row_bytes(kHeadDim, kBits);
   const Pairs pairs = pairs_of(operands, true);
   const auto* columns = reinterpret_cast<const std::int16_t*>(operands.columns);
   for (int t = 0; t < 64; ++t) {
+    ask_for(ahead, 8 * kHeadDim * kBits, t, 64);
     std::int16_t centroids[kHeadDim];
     for (int b = 0; b < kRow; b += 8) {
       const int at = t * kRow + b;
@@ -81,12 +83,14 @@ void score(const std::uint8_t* codes, const Operands& operands, std::int32_t* sc
 }
 
 template <int kHeadDim, int kBits, int kHeads, int>
-void value(const std::uint8_t* codes, const Operands& operands, float factor, float* sums) {
+void value(const std::uint8_t* codes, const std::uint8_t* ahead, const Operands& operands, float factor,
+           float* sums) {
   constexpr int kUnitBytes = kHeadDim * 16;
   const Pairs pairs = pairs_of(operands, false);
   const auto* columns = reinterpret_cast<const std::int16_t*>(operands.columns);
   for (int at = 0; at < kUnitBytes; at += 8) {  // two units, coordinates of one token quarter
-    std::int16_t centroids[32];                 // [unit][k][m]
+    ask_for(ahead, 8 * kHeadDim * kBits, at / 8, 2 * kHeadDim);
+    std::int16_t centroids[32];  // [unit][k][m]
     look_up<kBits, 2, 16>(pairs, codes + at, codes + kUnitBytes + at / 2, centroids);
     if constexpr (kBits == 4) look_up<4, 2, 16>(pairs, codes + kUnitBytes + at, nullptr, centroids + 8);
     for (int h = 0; h < kHeads; ++h)
@@ -99,9 +103,12 @@ void value(const std::uint8_t* codes, const Operands& operands, float factor, fl
   }
 }
 
-std::uint64_t read(const std::uint8_t* codes, std::size_t bytes) {
+std::uint64_t read(const std::uint8_t* codes, const std::uint8_t* ahead, std::size_t bytes) {
   std::uint64_t sum = 0;
-  for (std::size_t at = 0; at < bytes; at += 8) sum ^= load64(codes + at);
+  for (std::size_t at = 0; at < bytes; at += 8) {
+    if (at % 64 == 0) __builtin_prefetch(ahead + at);
+    sum ^= load64(codes + at);
+  }
   return sum;
 }
 
@@ -120,6 +127,7 @@ const LoopSet kPortable = {"portable",
                            256,
                            256,
                            [](const Shape& s) { return loop_of(kScores, s); },
+                           [](const Shape&) { return ScoreLoop{nullptr}; },
                            [](const Shape& s) { return loop_of(kValues, s); },
                            read};
 
