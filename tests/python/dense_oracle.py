@@ -89,9 +89,11 @@ class OracleLayer(CacheLayerMixin):
         )  # fmt: skip
 
     def see_padding(self, mask):
-        """Left padding: rows that no query of the first call saw."""
-        if self.length == 0 and mask is not None:
-            self.starts = mask[:, 0].any(1).int().argmax(1).int()
+        """Left padding: the columns before the first that any query sees, while nothing else has come."""
+        if mask is not None:
+            seen = mask.any(1).any(1)
+            first = torch.where(seen.any(1), seen.int().argmax(1), seen.shape[1]).int()
+            self.starts = torch.where(self.starts >= self.length, first, self.starts)
 
     def append(self, query, keys, values):
         table, lengths = self._where()

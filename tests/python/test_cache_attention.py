@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The registered attention against dense double-precision attention, on the same vectors."""
+
+import pytest
+import torch
+from layer_pair import LayerPair
+from turboquant.attention import turboquant_attention
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CALLS = (70, 1, 1, 5, 60, 1, 1)  # prefill, decoding, a draft of several tokens, a chunk, decoding
+SINKS = torch.tensor([0.5, -1.0, 2.0, 0.0])
+
+
+@pytest.mark.parametrize("head_dim", [32, 48, 80, 112, 128, 256])
+def test_every_head_dim_attends_as_the_oracle_does(head_dim):
+    pair = LayerPair(head_dim=head_dim)
+    for tokens in CALLS:
+        pair.check(tokens)
+
+
+@pytest.mark.parametrize("k_bits", [2, 3, 4])
+@pytest.mark.parametrize("v_bits", [2, 3, 4])
+def test_every_width_attends_as_the_oracle_does(k_bits, v_bits):
+    pair = LayerPair(k_bits=k_bits, v_bits=v_bits)
+    for tokens in CALLS:
+        pair.check(tokens)
+
+
+@pytest.mark.parametrize("heads", [(2, 2), (6, 2), (8, 1), (7, 7)])
+def test_any_group_of_query_heads_reads_its_kv_head(heads):
+    pair = LayerPair(heads=heads)
+    for tokens in CALLS:
+        pair.check(tokens)
+
+
+@pytest.mark.parametrize("fringe", [None, (4, 0), (0, 8), (1, 3), (70, 30)])
+@pytest.mark.parametrize("balance", [True, False])
+def test_every_fringe_with_and_without_balance(fringe, balance):
+    pair = LayerPair(fringe=fringe, balance=balance)
+    for tokens in CALLS:
+        pair.check(tokens)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_models(dtype):
+    pair = LayerPair(dtype=dtype)
+    for tokens in CALLS:
+        pair.check(tokens)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [dict(scaling=0.3), dict(softcap=2.0), dict(s_aux=SINKS), dict(sliding_window=20), dict(sliding_window=68)]
+    + [dict(softcap=1.5, s_aux=SINKS, sliding_window=33, scaling=0.5)],
+    ids=lambda kwargs: "+".join(kwargs),
+)
+def test_scaling_softcap_sinks_and_window_are_honoured(kwargs):
+    pair = LayerPair()
+    for tokens in CALLS:
+        pair.check(tokens, **kwargs)
+
+
+@pytest.mark.parametrize("window", [0, 20])
+def test_left_padding_is_neither_seen_nor_stored(window):
+    starts = (0, 13, 66)
+    pair = LayerPair(batch=3)
+    for tokens in CALLS:
+        position = pair.oracle.length + torch.arange(tokens)
+        pair.check(
+            tokens, pair.mask(tokens, starts, window), seen=position >= torch.tensor(starts)[:, None], sliding_window=window
+        )
+    assert pair.layer.starts == starts
+    assert not pair.layer.settings.warned  # all of it the fast way
+
+
+def test_a_sequence_may_still_be_padding_when_the_first_chunk_ends():
+    starts = (0, 40, 75)
+    pair = LayerPair(batch=3)
+    for tokens in (30, 30, 30, 1):
+        position = pair.oracle.length + torch.arange(tokens)
+        pair.check(tokens, pair.mask(tokens, starts), seen=position >= torch.tensor(starts)[:, None])
+    assert pair.layer.starts == starts
+
+
+def test_an_additive_mask_means_what_the_boolean_one_means():
+    pair, same = LayerPair(batch=2), LayerPair(batch=2)
+    for tokens in (40, 1, 7):
+        mask = pair.mask(tokens, (0, 9))
+        added = torch.where(mask, 0.0, torch.finfo(torch.float32).min)
+        ours, _, _ = pair.call(tokens, mask)
+        query, keys, values = same.vectors(tokens)
+        other, _ = turboquant_attention(same.module, query, *same.layer.update(keys, values), added)
+        same.oracle.length += tokens
+        assert torch.equal(ours[0], other[0])
+        assert torch.equal(ours[1, -1], other[1, -1])
+    assert same.layer.starts == (0, 9)
+    assert not same.layer.settings.warned
+
+
+@pytest.mark.parametrize("kind", ["hole in the history", "two sequences in a row", "block without order", "per head"])
+def test_any_other_mask_is_honoured_by_the_slow_path_that_says_so(kind):
+    pair = LayerPair()
+    pair.check(70)
+    tokens = 6
+    mask = pair.mask(tokens, (0,))
+    if kind == "hole in the history":
+        mask[..., 10:20] = False
+    elif kind == "two sequences in a row":
+        mask[..., 3:, :73] = False
+    elif kind == "block without order":
+        mask[..., -4:, -4:] = True
+    else:
+        mask = mask.repeat(1, 4, 1, 1)
+        mask[:, 1, :, 5] = False
+    with pytest.warns(UserWarning, match="attention_mask is more than causal"):
+        pair.check(tokens, mask)
+    pair.check(1)
+
+
+def test_a_bias_in_the_mask_is_added():
+    pair = LayerPair()
+    pair.check(70)
+    query, keys, values = pair.vectors(2)
+    bias = torch.linspace(-3, 3, 72).expand(1, 1, 2, 72).clone()
+    bias[..., 0, 71] = torch.finfo(torch.float32).min
+    old_keys, old_values = pair.oracle.history()
+    key, value = torch.cat([old_keys, keys], 2), torch.cat([old_values, values], 2)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query.double(), key.double(), value.double(), attn_mask=bias.double(), enable_gqa=True
+    )
+    with pytest.warns(UserWarning, match="attention_mask is more than causal"):
+        ours, _ = turboquant_attention(pair.module, query, *pair.layer.update(keys, values), bias)
+    bound = pair._bound(query, keys, values, None) + 4 * 2.0**-24 * 3 * values.norm(dim=-1).max()
+    assert (ours.transpose(1, 2) - expected).abs().max() <= bound
+
+
+def test_attention_that_is_not_causal_sees_the_whole_call():
+    pair = LayerPair()
+    pair.module.is_causal = False
+    everything = torch.ones(1, 1, 70, 70, dtype=torch.bool)
+    query, keys, values = pair.vectors(70)
+    ours, _ = turboquant_attention(pair.module, query, *pair.layer.update(keys, values), None)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, keys, values, everything, enable_gqa=True)
+    torch.testing.assert_close(ours.transpose(1, 2), expected)
+
+
+def test_a_cache_may_begin_with_a_single_token():
+    pair = LayerPair()
+    for _ in range(70):
+        pair.check(1)
+
+
+def test_a_nan_spoils_its_own_token_only():
+    pair = LayerPair(fringe=None)
+    query, keys, values = pair.vectors(66)
+    keys[:, :, 10, 3] = float("nan")
+    turboquant_attention(pair.module, query, *pair.layer.update(keys, values), None)
+    keys, values = pair.layer.dequantize()
+    assert keys[:, :, 10].isnan().all()
+    assert keys[:, :, :10].isfinite().all() and keys[:, :, 11:].isfinite().all() and values.isfinite().all()

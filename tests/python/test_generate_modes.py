@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every way that generate uses a cache, against the oracle; and caches used side by side."""
+
+import copy
+
+import dense_oracle
+import pytest
+import torch
+import transformers
+from dense_oracle import OracleCache
+from test_generate_models import assert_same_greedy_text
+from tiny_models import ALTERNATING, SHAPE, VOCABULARY, generate, prompt, tiny_model
+from turboquant import TurboQuantCache, enable
+from turboquant.layers import TurboQuantLayer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return tiny_model()
+
+
+def both(model, inputs, tokens=16, **options):
+    """The oracle's text and ours, each with its cache."""
+    results = []
+    for implementation, kind in ((dense_oracle.NAME, OracleCache), ("turboquant", TurboQuantCache)):
+        torch.manual_seed(5)  # of sampling
+        cache = kind(model.config)
+        results.append(generate(model, implementation, cache, inputs, tokens, **options))
+    return results
+
+
+def test_sampling_with_a_seed(llama):
+    oracle, ours = both(llama, prompt(batch=2), do_sample=True, top_k=20, temperature=1.3)
+    assert torch.equal(ours.sequences, oracle.sequences)
+    greedy = generate(llama, "turboquant", TurboQuantCache(llama.config), prompt(batch=2))
+    assert not torch.equal(ours.sequences, greedy.sequences)  # it did sample
+
+
+@pytest.mark.parametrize("padding", [(), (0, 21)], ids=["no padding", "left padding"])
+def test_beam_search(llama, padding):
+    oracle, ours = both(llama, prompt(batch=2, padding=padding), num_beams=3, num_return_sequences=2)
+    assert torch.equal(ours.sequences, oracle.sequences)
+    torch.testing.assert_close(ours.sequences_scores, oracle.sequences_scores, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_assisted_decoding(family, monkeypatch):
+    model, assistant = tiny_model(family), tiny_model(family)
+    for parameter in assistant.parameters():  # nearly the model: some drafts are taken, some cropped away
+        parameter.data += 0.01 * torch.randn(parameter.shape)
+    removed = []
+    crop = TurboQuantLayer.crop
+    monkeypatch.setattr(TurboQuantLayer, "crop", lambda layer, n: (removed.append(-n), crop(layer, n))[1])
+    oracle, ours = both(model, prompt(), tokens=24, assistant_model=assistant)
+    assert_same_greedy_text(ours, oracle)
+    assert any(removed) and not all(removed)
+
+
+def test_drafts_looked_up_in_the_prompt(llama):
+    inputs = prompt(tokens=30)
+    inputs = {name: x.repeat(1, 3) for name, x in inputs.items()}
+    oracle, ours = both(llama, inputs, prompt_lookup_num_tokens=5)
+    assert_same_greedy_text(ours, oracle)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_oss", "gemma2"])
+def test_left_padded_batches(family):
+    oracle, ours = both(tiny_model(family), prompt(batch=3, padding=(0, 7, 70)))
+    assert_same_greedy_text(ours, oracle)
+
+
+@pytest.mark.parametrize("padding", [(), (0, 40)], ids=["no padding", "left padding"])
+def test_chunked_prefill(llama, padding):
+    oracle, ours = both(llama, prompt(batch=2, tokens=100, padding=padding), prefill_chunk_size=33)
+    assert_same_greedy_text(ours, oracle)
+
+
+def test_a_conversation_goes_on_in_one_cache(llama):
+    texts = []
+    for implementation, kind in ((dense_oracle.NAME, OracleCache), ("turboquant", TurboQuantCache)):
+        cache, inputs, outputs = kind(llama.config), prompt(), []
+        for turn in range(3):
+            outputs.append(generate(llama, implementation, cache, inputs, tokens=8))
+            said = torch.cat([outputs[-1].sequences, prompt(tokens=20, seed=turn)["input_ids"]], dim=1)
+            inputs = dict(input_ids=said, attention_mask=torch.ones_like(said))
+        texts.append(outputs)
+    for oracle, ours in zip(*texts):
+        assert_same_greedy_text(ours, oracle)
+
+
+def test_two_caches_of_one_model_take_turns(llama):
+    enable(llama)
+    prompts = [prompt(seed=1)["input_ids"], prompt(seed=2, tokens=50)["input_ids"]]
+    alone = [generate(llama, "turboquant", TurboQuantCache(llama.config), dict(input_ids=ids)) for ids in prompts]
+    caches = [TurboQuantCache(llama.config) for _ in prompts]
+    texts = [ids for ids in prompts]
+    with torch.no_grad():
+        for _ in range(16):
+            for i, cache in enumerate(caches):
+                logits = llama(texts[i][:, cache.get_seq_length() :], past_key_values=cache).logits[:, -1]
+                texts[i] = torch.cat([texts[i], logits.argmax(-1, keepdim=True)], dim=1)
+    for text, expected in zip(texts, alone):
+        assert torch.equal(text, expected.sequences)
+
+
+def test_a_copied_cache_serves_a_common_beginning(llama):
+    enable(llama)
+    beginning = prompt(tokens=70)["input_ids"]
+    shared = TurboQuantCache(llama.config)
+    with torch.no_grad():
+        llama(beginning, past_key_values=shared)
+    for seed in (3, 4):
+        question = torch.cat([beginning, prompt(tokens=9, seed=seed)["input_ids"]], dim=1)
+        ours = generate(llama, "turboquant", copy.deepcopy(shared), dict(input_ids=question))
+        own = TurboQuantCache(llama.config)
+        with torch.no_grad():
+            llama(beginning, past_key_values=own)
+        expected = generate(llama, "turboquant", own, dict(input_ids=question))
+        assert torch.equal(ours.sequences, expected.sequences)
+    assert shared.get_seq_length() == 70
+
+
+def test_another_attention_gets_tensors_and_the_user_a_warning(llama):
+    oracle = generate(llama, dense_oracle.NAME, OracleCache(llama.config, balance=False), prompt())
+    for implementation in ("sdpa", "eager"):
+        cache = TurboQuantCache(llama.config)
+        with pytest.warns(UserWarning, match=r"turboquant\.enable\(model\)") as warned:
+            ours = generate(llama, implementation, cache, prompt())
+        assert sum("turboquant.enable" in str(w.message) for w in warned) == 1
+        assert_same_greedy_text(ours, oracle)
+
+
+def test_enabled_models_without_our_cache_compute_what_eager_does():
+    for family in ("llama", "gemma2", "gpt_oss"):
+        model = tiny_model(family)
+        inputs = prompt(batch=2, padding=(0, 9))
+        eager = generate(model, "eager", None, inputs)
+        assert_same_greedy_text(generate(enable(model), "turboquant", None, inputs), eager)
+
+
+def test_enable_touches_the_text_part_only():
+    text = transformers.Gemma3TextConfig(**SHAPE, **ALTERNATING)
+    vision = transformers.SiglipVisionConfig(
+        hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1, image_size=28, patch_size=14
+    )
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    model = transformers.Gemma3ForConditionalGeneration._from_config(config, attn_implementation="sdpa").eval()
+    assert enable(model) is model
+    assert model.config.text_config._attn_implementation == "turboquant"
+    assert model.config.vision_config._attn_implementation == "sdpa"
+    ids = torch.randint(1, VOCABULARY, (1, 70))
+    cache = TurboQuantCache(model.config)
+    with torch.no_grad():
+        model(input_ids=ids, past_key_values=cache)
+        model(input_ids=ids[:, :1], past_key_values=cache)
+    assert cache.get_seq_length() == 71
+    assert not cache.settings.warned
