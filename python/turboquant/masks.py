@@ -60,8 +60,7 @@ def read_mask(
     key = torch.arange(total, device=mask.device)
     query = torch.arange(history, total, device=mask.device)[:, None]
     start = torch.tensor(starts, device=mask.device)[:, None, None]
-    padding = query < start  # rows whose output nobody reads
-    if bool((shown & (key < start) & ~padding).any()):
+    if bool((shown & (key < start)).any()):
         raise ValueError(
             f"attention_mask shows positions that were left padding when they were cached (first real positions: "
             f"{list(starts)}), and padding is not stored: keep the mask of the first call, extended by ones"
@@ -69,7 +68,7 @@ def read_mask(
     expected = (key <= query) & (key >= start)
     if window > 0:
         expected = expected & (key > query - window)
-    return MaskView(starts, plain=uniform and bool(((shown == expected) | padding).all()))
+    return MaskView(starts, plain=uniform and torch.equal(shown, expected))
 
 
 def _visible(mask: torch.Tensor) -> tuple[torch.Tensor, bool]:
