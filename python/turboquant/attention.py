@@ -60,7 +60,7 @@ def turboquant_attention(
             raise NotImplementedError("TurboQuantCache is for inference: call model.eval(), or train with use_cache=False")
         options = _options(module, query, dropout, scaling, kwargs)
         out = _attend(module, step, query, attention_mask, options)
-        step.layer.store(step, query)
+        step.layer.attended(step, query)
     return out, None
 
 

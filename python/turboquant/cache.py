@@ -20,7 +20,7 @@ class TurboQuantCache(Cache):
     """Keys and values in 2 to 4 bits a number, attended where they lie.
 
     Each layer by its type: full attention is compressed, sliding windows and linear attention stay as
-    transformers stores them. `fringe=(first, newest)` keeps that many tokens of each sequence in 16 bits
+    transformers stores them; layers that share a compressed layer's KV read its pages. `fringe=(first, newest)` keeps that many tokens of each sequence in 16 bits
     beside the pages; `None` keeps none. `balance` takes per-channel weights from the first call's queries
     and keys. `seed` draws the rotations: the same seed and calls give the same bytes. `max_tokens`
     allocates pages for that many tokens (padding included) of each sequence at the first call; without
@@ -53,7 +53,7 @@ class TurboQuantCache(Cache):
             raise NotImplementedError(f"layers of type {sorted(other)} are not supported: {REMEDY}")
         for i in full:
             _check_head_dim(text, i, k_bits, v_bits)
-            layers[i] = TurboQuantLayer(self.settings, i)
+            layers[i] = TurboQuantLayer(self.settings, i, readers=1 + (_sharing_layers(text) if i == full[-1] else 0))
         if not full:
             warnings.warn(
                 f"none of the {len(layers)} layers of this {type(text).__name__} is a full-attention layer, so nothing "
@@ -104,12 +104,16 @@ def _checked_config(config: PreTrainedConfig) -> PreTrainedConfig:
     name = type(text).__name__
     if getattr(text, "kv_lora_rank", None):
         raise NotImplementedError(f"{name} has latent attention (kv_lora_rank={text.kv_lora_rank}): not supported, {REMEDY}")
-    shared = getattr(text, "num_kv_shared_layers", 0)
-    if shared:
-        raise NotImplementedError(f"{name}: its last {shared} layers share another layer's KV: not supported, {REMEDY}")
     if "chunked_attention" in (getattr(text, "layer_types", None) or ()) or getattr(text, "attention_chunk_size", None):
         raise NotImplementedError(f"{name} has chunked attention: not supported, {REMEDY}")
     return text
+
+
+def _sharing_layers(text: PreTrainedConfig) -> int:
+    """How many layers have no KV of their own and attend to that of the last full-attention layer that has
+    (Gemma 3n, Gemma 4)."""
+    shared = getattr(text, "num_kv_shared_layers", 0) or 0
+    return list(text.layer_types[-shared:]).count("full_attention") if shared else 0
 
 
 def _check_head_dim(text: PreTrainedConfig, layer: int, k_bits: int, v_bits: int) -> None:

@@ -19,15 +19,17 @@ if TYPE_CHECKING:
 
 class Step:
     """One update of one layer: the call's own keys and values [batch, kv_heads, tokens, head_dim],
-    which the layer stores once attention has read its history."""
+    which the layer stores once every reader (the layer, and those that share its KV) has attended."""
 
-    __slots__ = ("layer", "keys", "values", "history", "stored", "dense")
+    __slots__ = ("layer", "keys", "values", "history", "unread", "balance", "stored", "dense")
 
     def __init__(self, layer: TurboQuantLayer, keys: torch.Tensor, values: torch.Tensor) -> None:
         self.layer = layer
         self.keys = keys
         self.values = values
         self.history = layer.length  # tokens before this call
+        self.unread = layer.readers
+        self.balance: torch.Tensor | None = None  # of the first reader's queries
         self.stored = False
         self.dense: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -80,6 +82,13 @@ class Carrier:
 
     def size(self, dim: int | None = None) -> Any:
         return self.shape if dim is None else self.shape[dim]
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """Itself where nothing changes: models move shared KV to the reader's device."""
+        if len(args) == 1 and not kwargs and isinstance(args[0], (torch.device, torch.dtype, str)):
+            if args[0] in (self.device, self.dtype, str(self.device)):
+                return self
+        return self.tensor().to(*args, **kwargs)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:

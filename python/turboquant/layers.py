@@ -64,10 +64,11 @@ class TurboQuantLayer(CacheLayerMixin):
     is_compileable = False
     is_croppable = True
 
-    def __init__(self, settings: CacheSettings, index: int) -> None:
+    def __init__(self, settings: CacheSettings, index: int, readers: int = 1) -> None:
         super().__init__()
         self.settings = settings
         self.index = index
+        self.readers = readers  # layers that attend to each update: itself, and those that share its KV
         self.pending: Step | None = None  # updated, not yet stored
 
     # What transformers calls.
@@ -177,11 +178,11 @@ class TurboQuantLayer(CacheLayerMixin):
 
     @contextmanager
     def attending(self, step: Step) -> Iterator[None]:
-        """The step is stored, or forgotten if anything fails: then the layer is as before `update`."""
+        """If anything fails, the step is forgotten: then the layer is as before `update`."""
         if step.stored or self.pending is not step:
             raise RuntimeError(
-                f"layer {self.index}: these keys and values are stored already. A model that attends twice to one "
-                "update (shared KV layers) is not supported: use transformers' DynamicCache"
+                f"layer {self.index}: these keys and values are stored already: they can be attended to {self.readers} "
+                "times, between their update and the next"
             )
         try:
             yield
@@ -203,22 +204,28 @@ class TurboQuantLayer(CacheLayerMixin):
         )  # fmt: skip
         return out.view(batch, tokens, heads, head_dim)
 
-    def store(self, step: Step, query: torch.Tensor | None = None) -> None:
-        """Encodes the step's tokens. The first to be stored fix the balance, if their queries are known."""
+    def attended(self, step: Step, query: torch.Tensor) -> None:
+        """One reader has its output. The first call's queries and keys fix the balance; the last reader stores."""
+        if self.settings.balance and not self.balance_frozen and step.balance is None and step.tokens:
+            token_starts = self.settings.token_starts(self.batch, step.tokens, self.device)
+            step.balance = ops.balance(rows_of(query), rows_of(step.keys), token_starts, self.starts_tensor)
+        step.unread -= 1
+        if step.unread <= 0:
+            self.store(step)
+
+    def store(self, step: Step) -> None:
+        """Encodes the step's tokens."""
         settings, pages, tokens = self.settings, self.pages, step.tokens
         if tokens:
-            keys, values = rows_of(step.keys), rows_of(step.values)
-            token_starts = settings.token_starts(self.batch, tokens, self.device)
             key_signs, query_signs = self.key_signs, self.query_signs
-            if settings.balance and query is not None and not self.balance_frozen:
-                balance = ops.balance(rows_of(query), keys, token_starts, self.starts_tensor)
-                key_signs, query_signs = self.signs / balance, self.signs * balance
+            if step.balance is not None:
+                key_signs, query_signs = self.signs / step.balance, self.signs * step.balance
             pages.prepare(tokens)
             try:
                 ops.encode(
-                    keys, values, token_starts, pages.table, pages.lengths, self.starts_tensor, pages.pool.data,
-                    self.fringe, self.recent_starts, key_signs, self.value_signs, self.base,
-                    settings.k_bits, settings.v_bits, settings.fringe_first,
+                    rows_of(step.keys), rows_of(step.values), settings.token_starts(self.batch, tokens, self.device),
+                    pages.table, pages.lengths, self.starts_tensor, pages.pool.data, self.fringe, self.recent_starts,
+                    key_signs, self.value_signs, self.base, settings.k_bits, settings.v_bits, settings.fringe_first,
                 )  # fmt: skip
             except BaseException:
                 pages.truncate(pages.length)

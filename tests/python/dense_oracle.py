@@ -43,7 +43,10 @@ class Handle:
     """Stands for the keys or the values of a layer on their way from `update` to the attention."""
 
     def __init__(self, layer, own):
-        self.layer, self.own = layer, own
+        self.layer, self.own, self.seen = layer, own, None
+
+    def to(self, device):
+        return self
 
 
 class OracleLayer(CacheLayerMixin):
@@ -156,19 +159,18 @@ def oracle_attention(module, query, key, value, attention_mask, scaling=None, dr
     layer = key.layer if isinstance(key, Handle) else None
     dtype = layer.attention_dtype if layer else torch.float64
     if layer:
-        key, value = key.own, value.own
-        layer.see_padding(attention_mask)
-        own = key, value
-        if layer.length:
-            old_key, old_value = layer.history()
-            key, value = torch.cat([old_key, key], 2), torch.cat([old_value, value], 2)
+        handle, own = key, (key.own, value.own)
+        if handle.seen is None:  # else a layer that shares these: what it sees is the same
+            layer.see_padding(attention_mask)
+            old = layer.history() if layer.length else [x[:, :, :0] for x in own]
+            handle.seen = [torch.cat(pair, 2) for pair in zip(old, own)]
+            layer.append(query, *own)
+        key, value = handle.seen
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     out = dense(
         query, key, value, attention_mask, scale, kwargs.get("softcap") or 0.0, kwargs.get("s_aux"),
         kwargs.get("sliding_window") or 0, dtype,
     )  # fmt: skip
-    if layer:
-        layer.append(query, *own)
     return out.to(query.dtype).transpose(1, 2).contiguous(), None
 
 

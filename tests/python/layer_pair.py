@@ -13,14 +13,14 @@ SETTINGS = dict(k_bits=4, v_bits=4, fringe=(4, 28), balance=True, seed=0)
 
 
 class LayerPair:
-    def __init__(self, heads=(4, 2), head_dim=32, batch=1, dtype=torch.float32, **settings):
+    def __init__(self, heads=(4, 2), head_dim=32, batch=1, dtype=torch.float32, readers=1, **settings):
         self.q_heads, self.kv_heads = heads
         self.head_dim, self.dtype = head_dim, dtype
         s = SETTINGS | settings
         first, recent = s["fringe"] or (0, 0)
         max_tokens = s.pop("max_tokens", None)
         shared = CacheSettings(s["k_bits"], s["v_bits"], first, recent, s["balance"], s["seed"], max_tokens)
-        self.layer = TurboQuantLayer(shared, 0)
+        self.layer = TurboQuantLayer(shared, 0, readers)
         self.oracle = OracleLayer(0, **s)
         self.oracle.attention_dtype = torch.float64
         self.module = SimpleNamespace(training=False, is_causal=True, num_key_value_groups=self.q_heads // self.kv_heads)
@@ -45,7 +45,7 @@ class LayerPair:
     def call(self, tokens, mask=None, **kwargs):
         """Outputs [batch, tokens, heads, head_dim] of ours and of the oracle, and what rounding may cost."""
         query, keys, values = self.vectors(tokens)
-        bound = self._bound(query, keys, values, kwargs.get("scaling"))
+        bound = self.bound(query, keys, values, kwargs.get("scaling"))
         ours, _ = turboquant_attention(self.module, query, *self.layer.update(keys, values), mask, **kwargs)
         exact, _ = oracle_attention(self.module, query.float(), *self.oracle.update(keys, values), mask, **kwargs)
         return ours, exact, bound
@@ -58,7 +58,7 @@ class LayerPair:
             error = error[seen]
         assert error.max() <= bound, f"error {error.max():.3g}, rounding explains {bound:.3g}"
 
-    def _bound(self, query, keys, values, scale):
+    def bound(self, query, keys, values, scale=None):
         """Of fp32 attention in the rotated domain, to first order. A dot product of d terms and two rotations of
         2 log2 d steps err by d + 4 log2 d + 8 roundings of |q| |k|; that much twice moves each weight of the
         softmax (itself and the sum), summing n weights costs n more; the vectors are at most those now stored."""

@@ -130,7 +130,7 @@ def test_a_bias_in_the_mask_is_added():
     )
     with pytest.warns(UserWarning, match="attention_mask is more than causal"):
         ours, _ = turboquant_attention(pair.module, query, *pair.layer.update(keys, values), bias)
-    bound = pair._bound(query, keys, values, None) + 4 * 2.0**-24 * 3 * values.norm(dim=-1).max()
+    bound = pair.bound(query, keys, values) + 4 * 2.0**-24 * 3 * values.norm(dim=-1).max()
     assert (ours.transpose(1, 2) - expected).abs().max() <= bound
 
 

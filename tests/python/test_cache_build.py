@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 import transformers
+from dense_oracle import oracle_attention
 from layer_pair import LayerPair
 from tiny_models import SHAPE, prompt, tiny_model
 from transformers.cache_utils import DynamicSlidingWindowLayer
@@ -50,12 +51,11 @@ def test_nothing_to_compress_is_said():
         (llama_config(head_dim=16), "layer 0 of LlamaConfig: .*head_dim=16"),
         (llama_config(head_dim=528), "layer 0 of LlamaConfig: .*head_dim=528"),
         (transformers.DeepseekV3Config(num_hidden_layers=2), r"latent attention \(kv_lora_rank=512\)"),
-        (transformers.Gemma3nTextConfig(), "its last 15 layers share another layer's KV"),
         (transformers.T5Config(), "T5Config is an encoder-decoder model"),
         (transformers.Llama4TextConfig(num_hidden_layers=4), "chunked attention"),
         (transformers.MiMoV2FlashConfig(num_hidden_layers=2), "head_dim .* differ"),
     ],
-    ids=["head_dim 40", "head_dim 16", "head_dim 528", "latent", "shared KV", "encoder-decoder", "chunked", "v_head_dim"],
+    ids=["head_dim 40", "head_dim 16", "head_dim 528", "latent", "encoder-decoder", "chunked", "v_head_dim"],
 )
 def test_what_is_not_supported_is_refused_when_the_cache_is_built(config, message):
     with pytest.raises(NotImplementedError, match=f"{message}.*DynamicCache"):
@@ -257,13 +257,20 @@ def test_a_carrier_becomes_the_tensor_it_stands_for_when_touched():
     pair.check(1)
 
 
-def test_the_same_carriers_cannot_be_attended_to_twice():
-    pair = LayerPair()
-    query, keys, values = pair.vectors(5)
-    carriers = pair.layer.update(keys, values)
-    turboquant_attention(pair.module, query, *carriers, None)
-    with pytest.raises(RuntimeError, match="shared KV layers"):
-        turboquant_attention(pair.module, query, *carriers, None)
+def test_layers_that_share_kv_see_the_same_history_and_the_last_one_stores():
+    pair = LayerPair(readers=3)
+    for tokens in (70, 1, 5):
+        query, keys, values = pair.vectors(tokens)
+        carriers, handles = pair.layer.update(keys, values), pair.oracle.update(keys, values)
+        for _ in range(3):
+            assert not carriers[0].step.stored
+            ours, _ = turboquant_attention(pair.module, query, *(x.to(keys.device) for x in carriers), None)
+            exact, _ = oracle_attention(pair.module, query, *handles, None)
+            assert (ours - exact).abs().max() <= pair.bound(query, keys, values)
+            query = query + 1
+        with pytest.raises(RuntimeError, match="they can be attended to 3 times"):
+            turboquant_attention(pair.module, query, *carriers, None)
+    assert not pair.layer.settings.warned
 
 
 def test_early_initialization_allocates_before_the_first_call():

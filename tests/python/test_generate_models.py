@@ -30,5 +30,5 @@ def test_greedy_text_is_that_of_plain_attention_over_what_a_query_sees(family):
     ours = generate(enable(model), "turboquant", cache, prompt())
     assert_same_greedy_text(ours, oracle)
     full = [layer for layer in cache.layers if isinstance(layer, TurboQuantLayer)]
-    assert len(full) == {"gemma2": 1, "gemma3": 1, "gpt_oss": 1, "mistral": 0}.get(family, 2)
+    assert len(full) == dict(gemma2=1, gemma3=1, gemma3n=1, gemma4=1, gpt_oss=1, mistral=0).get(family, 2)
     assert all(layer.length == 95 for layer in full)  # the last token is never fed back

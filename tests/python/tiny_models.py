@@ -20,6 +20,21 @@ FAMILIES = {
     "phi3": ("Phi3Config", dict(hidden_size=128)),  # one matrix for q, k, v
     "gemma2": ("Gemma2Config", dict(ALTERNATING, attn_logit_softcapping=5.0, query_pre_attn_scalar=32)),
     "gemma3": ("Gemma3TextConfig", dict(ALTERNATING, query_pre_attn_scalar=32)),
+    "gemma3n": (  # the last layers share KV
+        "Gemma3nTextConfig",
+        dict(
+            num_hidden_layers=5, layer_types=[*ALTERNATING["layer_types"], "full_attention", *ALTERNATING["layer_types"]],
+            sliding_window=24, num_kv_shared_layers=3, vocab_size_per_layer_input=128, hidden_size_per_layer_input=16,
+            laurel_rank=8, activation_sparsity_pattern=[0.0] * 5, intermediate_size=[64] * 5,
+        ),
+    ),  # fmt: skip
+    "gemma4": (  # the same, and full layers of another head_dim
+        "Gemma4TextConfig",
+        dict(
+            num_hidden_layers=4, layer_types=ALTERNATING["layer_types"] * 2, sliding_window=24, num_kv_shared_layers=2,
+            global_head_dim=64, vocab_size_per_layer_input=128, hidden_size_per_layer_input=16,
+        ),
+    ),  # fmt: skip
     "gpt_oss": ("GptOssConfig", dict(ALTERNATING, num_local_experts=4, num_experts_per_tok=2)),  # sinks
     "mistral": ("MistralConfig", dict(sliding_window=24)),  # every layer slides: nothing is compressed
     "mistral_full": ("MistralConfig", dict(sliding_window=24, layer_types=["full_attention"] * 2)),  # with a window
