@@ -29,12 +29,6 @@ GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 MANIFEST = "complete.json"  # written last: the sizes of the other files
 
 
-def cached_demo_model() -> Path | None:
-    """The dequantised copy, if there is a whole one."""
-    directory = _place(_gguf_path())
-    return directory if is_complete(directory) else None
-
-
 def demo_model() -> Path:
     """A directory that `from_pretrained` loads; made on the first call."""
     gguf = _gguf_path()

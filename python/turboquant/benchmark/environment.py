@@ -20,8 +20,8 @@ def describe_device(device: torch.device) -> dict[str, object]:
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("turboquant", "torch", "transformers"):
+    found = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    for package in ("turboquant", "transformers"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -43,8 +43,7 @@ def run(arguments: argparse.Namespace) -> Comparison:
         text_prefix=arguments.text_prefix,
         seed=arguments.seed,
     )
-    if (text := plan.text if plan.text is not None else prompt["input_ids"][0]) is not None and (plan.text_prefix or 0) >= len(text):
-        raise BenchmarkError(f"--text-prefix {plan.text_prefix} leaves nothing of a text of {len(text)} tokens to measure.")
+    _check_text(subject, plan.text if plan.text is not None else prompt["input_ids"][0], plan)
     comparison = compare(subject, prompt, plan, progress)
     show(comparison, console)
     if json_path:
@@ -101,6 +100,14 @@ def _text(arguments: argparse.Namespace, subject: models.Subject) -> torch.Tenso
     if subject.tokenizer is None:
         raise BenchmarkError(f"{subject.name} has no tokenizer: leave --text-file out.")
     return subject.tokenizer(inputs.read_text(arguments.text_file), return_tensors="pt")["input_ids"][0]
+
+
+def _check_text(subject: models.Subject, text: torch.Tensor, plan: Plan) -> None:
+    if (plan.text_prefix or 0) >= len(text):
+        raise BenchmarkError(f"--text-prefix {plan.text_prefix} leaves nothing of a text of {len(text)} tokens to measure.")
+    limit = getattr(subject.model.config.get_text_config(), "max_position_embeddings", None)
+    if limit and len(text) > limit:
+        raise BenchmarkError(f"the text's {len(text)} tokens exceed the {limit} positions of {subject.name}: shorten it.")
 
 
 def _write_json(report: dict, path: Path) -> None:
