@@ -212,7 +212,9 @@ int run(const Options& options) {
           cpuinfo("cpu family") + ", model " + cpuinfo("model\t") +
           "\", \"tsc_ghz\": " + std::to_string(tsc_ghz()) + ", \"compiler\": \"" + TQ_LAYOUT_COMPILER +
           "\",\n  \"dram_mib\": " + std::to_string(options.dram_bytes >> 20) + ", \"loops\": {" + sets +
-          "},\n  \"rows\": [\n" + bench.rows() + "\n  ]\n}\n";
+          "},\n  \"columns\": [\"GB/s, median\", \"lower quartile\", \"upper quartile\", \"bytes a cycle\", "
+          "\"core GHz\"],\n  \"rows\": [\n" +
+          bench.rows() + "\n  ]\n}\n";
   if (options.out.empty()) std::fputs(json.c_str(), stdout);
   else std::ofstream(options.out) << json;
   return 0;
