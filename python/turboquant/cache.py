@@ -53,7 +53,7 @@ class TurboQuantCache(Cache):
             raise NotImplementedError(f"layers of type {sorted(other)} are not supported: {REMEDY}")
         for i in full:
             _check_head_dim(text, i, k_bits, v_bits)
-            layers[i] = TurboQuantLayer(self.settings, i, readers=1 + (_sharing_layers(text) if i == full[-1] else 0))
+            layers[i] = TurboQuantLayer(self.settings, i, readers=1 + (sharing_layers(text) if i == full[-1] else 0))
         if not full:
             warnings.warn(
                 f"none of the {len(layers)} layers of this {type(text).__name__} is a full-attention layer, so nothing "
@@ -109,7 +109,7 @@ def _checked_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return text
 
 
-def _sharing_layers(text: PreTrainedConfig) -> int:
+def sharing_layers(text: PreTrainedConfig) -> int:
     """How many layers have no KV of their own and attend to that of the last full-attention layer that has
     (Gemma 3n, Gemma 4)."""
     shared = getattr(text, "num_kv_shared_layers", 0) or 0

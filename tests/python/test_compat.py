@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from tiny_models import generate, prompt, tiny_model
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import turboquant
@@ -219,3 +220,16 @@ def test_what_no_page_can_hold_is_refused_before_the_cache_is_touched(options, m
     with pytest.raises(ValueError, match=message):
         CompressedDynamicCache(cache, **options)
     assert cache.layer_class_to_replicate().__class__.__name__ == "DynamicLayer"
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "turboquant"])
+def test_layers_that_share_kv_read_one_compressed_layer(implementation):
+    model = tiny_model("gemma3n")
+    cache = DynamicCache(config=model.config)
+    head_dim = model.config.get_text_config().head_dim
+    wrapper = CompressedDynamicCache(cache, head_dim=head_dim, model_config=model.config)
+    native = turboquant.TurboQuantCache(model.config, seed=42)
+    inputs = prompt()
+    tokens = generate(model, implementation, cache, inputs).sequences
+    assert wrapper.vram_bytes() > 0
+    assert torch.equal(tokens, generate(model, implementation, native, inputs).sequences)

@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from .. import attention as _attention  # noqa: F401  registers the attention "turboquant"
 from .. import ops
+from ..cache import sharing_layers
 from ..layers import CacheSettings, TurboQuantLayer
 from . import codes
 from .compressors import TurboQuantCompressorMSE
@@ -134,6 +135,7 @@ class CompressedDynamicCache(_Wrapper):
         super().__init__(cache)
         self.head_dim, self.bits, self.k_bits, self.v_bits = head_dim, bits, k_bits, v_bits
         self._stock_class = cache.layer_class_to_replicate
+        self._sharing = sharing_layers(model_config.get_text_config(decoder=True)) if model_config is not None else 0
         first, recent = fringe or (0, 0)
         self._settings = CacheSettings(k_bits, v_bits, first, recent, balance, seed, None)
         if "sliding_attention" in (getattr(model_config, "layer_types", None) or ()) and not any(self.is_sliding):
@@ -148,9 +150,10 @@ class CompressedDynamicCache(_Wrapper):
         if self.enabled:
             return
         super().enable()
-        for i, layer in enumerate(self.layers):
-            if type(layer) is DynamicLayer:
-                self.layers[i] = self._compressed(layer, i)
+        full = [i for i, layer in enumerate(self.layers) if type(layer) is DynamicLayer]
+        for i in full:
+            readers = 1 + (self._sharing if i == full[-1] else 0)
+            self.layers[i] = _compressed(self.layers[i], TurboQuantLayer(self._settings, i, readers))
         if self._stock_class is DynamicLayer:
             self._set_layer_class(self._new_layer)
 
@@ -238,13 +241,6 @@ class CompressedDynamicCache(_Wrapper):
     def _new_layer(self) -> TurboQuantLayer:
         return TurboQuantLayer(self._settings, len(self.layers))
 
-    def _compressed(self, layer: DynamicLayer, index: int) -> TurboQuantLayer:
-        compressed = TurboQuantLayer(self._settings, index)
-        if layer.get_seq_length():
-            compressed.update(layer.keys, layer.values)
-            compressed.flush()
-        return compressed
-
     def _set_layer_class(self, layer_class: Any) -> None:
         self.layer_class_to_replicate = self.cache.layer_class_to_replicate = layer_class
 
@@ -257,6 +253,13 @@ class CompressedDynamicCache(_Wrapper):
         layer.flush()
         used = -(-layer.length // codes.PAGE_TOKENS)
         return layer, layer.pages.pool.data[layer.pages.table[:, :used].long()].transpose(1, 2)
+
+
+def _compressed(layer: DynamicLayer, compressed: TurboQuantLayer) -> TurboQuantLayer:
+    if layer.get_seq_length():
+        compressed.update(layer.keys, layer.values)
+        compressed.flush()
+    return compressed
 
 
 def _dense(layer: TurboQuantLayer) -> DynamicLayer:
