@@ -9,7 +9,7 @@ export CTEST_PARALLEL_LEVEL := $(JOBS)
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
-.PHONY: help setup build package test test-cpp test-python demo asan tsan bench bench-layout wheel format format-check clean
+.PHONY: help setup build package test test-cpp test-python demo asan tsan bench bench-layout wheel format format-check tidy clean
 
 help:
 	@echo "make test    set up, build, run every CPU test (C++ and Python)"
@@ -19,6 +19,7 @@ help:
 	@echo "make bench-layout  loops over the page layout, one core (needs only cmake and a compiler)"
 	@echo "make wheel   dist/turboquant-*.whl"
 	@echo "make format  clang-format on every C++ file (format-check: only look)"
+	@echo "make tidy    clang-tidy on the library and the command line (minutes)"
 	@echo "make clean   removes build/ and dist/; .venv stays"
 
 setup:
@@ -71,6 +72,11 @@ format: setup
 
 format-check: setup
 	@tools/format.sh --check
+
+# Minutes, so not a part of `make test`.
+tidy: build
+	@command -v run-clang-tidy >/dev/null || { echo "missing: sudo apt-get install clang-tidy" >&2; exit 1; }
+	run-clang-tidy -quiet -p build/dev -j $(JOBS) '$(CURDIR)/(src|tools)/.*'
 
 clean:
 	rm -rf build dist
