@@ -29,7 +29,8 @@ TEST(Command, RefusesAWordItDoesNotKnow) {
 TEST(Command, HelpNamesEverySubcommand) {
   const Said said = say("--help");
   EXPECT_EQ(said.status, 0);
-  for (const char* name : {"codebook", "info"}) EXPECT_NE(said.out.find(name), std::string::npos) << name;
+  for (const char* name : {"bench", "codebook", "info"})
+    EXPECT_NE(said.out.find(name), std::string::npos) << name;
 }
 
 TEST(InfoCommand, SpeaksJson) {
@@ -39,6 +40,23 @@ TEST(InfoCommand, SpeaksJson) {
   EXPECT_EQ(found["version"], TQ_VERSION);
   EXPECT_EQ(found["threads"], 3);
   EXPECT_TRUE(found["instruction_sets"].is_array());
+  int used = 0;
+  for (const json& table : found["kernels"])
+    used += table["used"].get<bool>() && table["runs_here"].get<bool>();
+  EXPECT_EQ(used, 1) << said.out;
+}
+
+TEST(InfoCommand, UsesTheForcedKernels) {
+  const json found = json::parse(say("info --json", "TQ_KERNELS=reference").out);
+  for (const json& table : found["kernels"]) EXPECT_EQ(table["used"], table["name"] == "reference");
+}
+
+TEST(InfoCommand, RefusesKernelsThatAreNotThere) {
+  const Said said = say("info", "TQ_KERNELS=abacus");
+  EXPECT_EQ(said.status, 2);
+  EXPECT_EQ(said.out, "");
+  EXPECT_NE(said.err.find("TQ_KERNELS"), std::string::npos) << said.err;
+  EXPECT_NE(said.err.find("reference"), std::string::npos) << said.err;
 }
 
 TEST(InfoCommand, PrintsTheSameForAPerson) {

@@ -10,6 +10,7 @@
 
 namespace turboquant::command {
 
+void add_bench(CLI::App& app, int& status);
 void add_codebook(CLI::App& app, int& status);
 void add_info(CLI::App& app, int& status);
 

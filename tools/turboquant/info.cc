@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "commands.h"
+#include "kernels/kernels.h"
 #include "turboquant/device.h"
 #include "turboquant/version.h"
 
@@ -37,30 +38,53 @@ std::vector<std::string> instruction_sets() {
   return found;
 }
 
-void print(bool as_json) {
-  const std::vector<std::string> sets = instruction_sets();
-  const int threads = default_executor().threads();
-  if (as_json) {
-    const nlohmann::ordered_json out = {
-        {"version", version()}, {"threads", threads}, {"instruction_sets", sets}};
-    std::cout << out.dump(2) << "\n";
-    return;
-  }
-  std::string joined;
-  for (const std::string& set : sets) joined += (joined.empty() ? "" : " ") + set;
+void print_json() {
+  nlohmann::ordered_json tables = nlohmann::ordered_json::array();
+  for (const kernels::KernelTable* table : kernels::all())
+    tables.push_back(
+        {{"name", table->name}, {"runs_here", table->runs_here()}, {"used", table == kernels::active()}});
+  const nlohmann::ordered_json out = {{"version", version()},
+                                      {"threads", default_executor().threads()},
+                                      {"instruction_sets", instruction_sets()},
+                                      {"kernels", tables}};
+  std::cout << out.dump(2) << "\n";
+}
+
+void print_text() {
+  std::string sets;
+  for (const std::string& set : instruction_sets()) sets += (sets.empty() ? "" : " ") + set;
   std::cout << "turboquant        " << version() << "\n"
-            << "threads           " << threads << "\n"
-            << "instruction sets  " << (joined.empty() ? "none that a kernel asks for" : joined) << "\n";
+            << "threads           " << default_executor().threads() << "\n"
+            << "instruction sets  " << (sets.empty() ? "none that a kernel asks for" : sets) << "\n";
+  const char* heading = "kernels           ";
+  for (const kernels::KernelTable* table : kernels::all()) {
+    std::cout << heading << table->name
+              << (table == kernels::active() ? ", used"
+                  : table->runs_here()       ? ", runs here (TQ_KERNELS=" + std::string(table->name) + ")"
+                                             : ", does not run here")
+              << "\n";
+    heading = "                  ";
+  }
+}
+
+// A forced table that is not there is an error here as everywhere.
+Status run(bool as_json) {
+  if (Status status = supports("attend", {64, 4, 4}, DeviceType::kCpu); !status.ok()) return status;
+  as_json ? print_json() : print_text();
+  return {};
 }
 
 }  // namespace
 
-void add_info(CLI::App& app, int&) {
+void add_info(CLI::App& app, int& status) {
   CLI::App* info =
       app.add_subcommand("info", "version, kernels, instruction sets and threads of this machine");
   auto as_json = std::make_shared<bool>(false);
   info->add_flag("--json", *as_json, "print JSON");
-  info->callback([as_json] { print(*as_json); });
+  info->callback([as_json, &status] {
+    const Status done = run(*as_json);
+    if (!done.ok()) status = fail(done.error());
+  });
 }
 
 }  // namespace turboquant::command

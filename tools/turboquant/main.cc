@@ -14,6 +14,7 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
 
   int status = 0;
+  turboquant::command::add_bench(app, status);
   turboquant::command::add_codebook(app, status);
   turboquant::command::add_info(app, status);
 
