@@ -21,24 +21,29 @@ class Step:
     """One update of one layer: the call's own keys and values [batch, kv_heads, tokens, head_dim],
     which the layer stores once every reader (the layer, and those that share its KV) has attended."""
 
-    __slots__ = ("layer", "keys", "values", "history", "unread", "balance", "stored", "dense")
+    __slots__ = (
+        "layer", "keys", "values", "key_rows", "value_rows", "tokens", "history", "unread", "balance", "stored", "dense",
+    )  # fmt: skip
 
     def __init__(self, layer: TurboQuantLayer, keys: torch.Tensor, values: torch.Tensor) -> None:
         self.layer = layer
         self.keys = keys
         self.values = values
+        self.key_rows, self.value_rows = rows_of(keys), rows_of(values)  # [batch * tokens, kv_heads, head_dim]
+        self.tokens = keys.shape[2]
         self.history = layer.length  # tokens before this call
         self.unread = layer.readers
         self.balance: torch.Tensor | None = None  # of the first reader's queries
         self.stored = False
         self.dense: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    @property
-    def tokens(self) -> int:
-        return self.keys.shape[2]
-
     def carriers(self) -> tuple[Carrier, Carrier]:
         return Carrier(self, 0), Carrier(self, 1)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """What it holds, each storage once."""
+        held = (self.keys, self.values, self.key_rows, self.value_rows, self.balance)
+        return list({t.untyped_storage().data_ptr(): t for t in held if t is not None}.values())
 
     def materialise(self) -> tuple[torch.Tensor, torch.Tensor]:
         """History dequantised, own tokens exact; stores them, since no attention of ours will."""
@@ -108,6 +113,18 @@ class Carrier:
 
     def __repr__(self) -> str:
         return f"Carrier({('keys', 'values')[self.part]}, shape={tuple(self.shape)}, dtype={self.dtype})"
+
+
+def rows_of(heads: torch.Tensor) -> torch.Tensor:
+    """[batch, heads, tokens, head_dim] -> [batch * tokens, heads, head_dim], a view where it can be one."""
+    batch, count, tokens, head_dim = heads.shape
+    if tokens == 1:
+        rows = heads.select(2, 0)
+    elif batch == 1:
+        rows = heads.select(0, 0).transpose(0, 1)
+    else:
+        rows = heads.transpose(1, 2).reshape(batch * tokens, count, head_dim)
+    return rows if rows.stride(2) == 1 else rows.contiguous()
 
 
 def _as_tensor(value: Any) -> Any:

@@ -12,7 +12,7 @@ import torch
 from transformers.cache_utils import CacheLayerMixin
 
 from . import ops
-from .carrier import Carrier, Step
+from .carrier import Carrier, Step, rows_of
 from .masks import MaskReader
 from .pages import PagePool, PageTable
 
@@ -197,7 +197,7 @@ class TurboQuantLayer(CacheLayerMixin):
         batch, heads, tokens, head_dim = query.shape
         settings, pages = self.settings, self.pages
         out, _ = ops.attend(
-            rows_of(query), rows_of(step.keys), rows_of(step.values),
+            rows_of(query), step.key_rows, step.value_rows,
             settings.token_starts(batch, tokens, self.device), pages.pool.data, pages.table, pages.lengths,
             self.starts_tensor, self.fringe, self.recent_starts, self.query_signs, self.value_signs, self.base, sinks,
             settings.k_bits, settings.v_bits, settings.fringe_first, scale, softcap, window,
@@ -208,7 +208,7 @@ class TurboQuantLayer(CacheLayerMixin):
         """One reader has its output. The first call's queries and keys fix the balance; the last reader stores."""
         if self.settings.balance and not self.balance_frozen and step.balance is None and step.tokens:
             token_starts = self.settings.token_starts(self.batch, step.tokens, self.device)
-            step.balance = ops.balance(rows_of(query), rows_of(step.keys), token_starts, self.starts_tensor)
+            step.balance = ops.balance(rows_of(query), step.key_rows, token_starts, self.starts_tensor)
         step.unread -= 1
         if step.unread <= 0:
             self.store(step)
@@ -223,7 +223,7 @@ class TurboQuantLayer(CacheLayerMixin):
             pages.prepare(tokens)
             try:
                 ops.encode(
-                    rows_of(step.keys), rows_of(step.values), settings.token_starts(self.batch, tokens, self.device),
+                    step.key_rows, step.value_rows, settings.token_starts(self.batch, tokens, self.device),
                     pages.table, pages.lengths, self.starts_tensor, pages.pool.data, self.fringe, self.recent_starts,
                     key_signs, self.value_signs, self.base, settings.k_bits, settings.v_bits, settings.fringe_first,
                 )  # fmt: skip
@@ -258,7 +258,7 @@ class TurboQuantLayer(CacheLayerMixin):
             "The model does not attend with 'turboquant', so each step dequantises the whole history: slow, and "
             "without balance. Call turboquant.enable(model) before the model's first call with this cache.",
         )
-        with self.attending(step):
+        with self.attending(step), torch.no_grad():
             dense = self.with_history(step)
             self.store(step)
         return dense
@@ -270,7 +270,8 @@ class TurboQuantLayer(CacheLayerMixin):
     def flush(self) -> None:
         """Stores tokens that were updated and that nothing attended to."""
         if self.pending is not None:
-            self.store(self.pending)
+            with torch.no_grad():
+                self.store(self.pending)
 
     def select(self, sources: list[int]) -> None:
         """Sequence i becomes a copy of what sequence sources[i] was. Pages are shared, not copied."""
@@ -289,14 +290,13 @@ class TurboQuantLayer(CacheLayerMixin):
         """Bytes of every tensor this layer holds, by what they are for."""
         if not self.is_initialized:
             return {}
-        pending = (self.pending.keys, self.pending.values) if self.pending else ()
         parts = {
             "pages": (self.pages.pool.data,),
             "fringe": (self.fringe,),
             "tables": (self.pages.table, self.pages.lengths, self.recent_starts, self.starts_tensor),
             "signs": (self.signs, self.value_signs, self.base)
             + ((self.key_signs, self.query_signs) if self.key_signs is not self.signs else ()),
-            "pending": pending,
+            "pending": self.pending.tensors() if self.pending else (),
         }
         return {name: sum(t.nbytes for t in tensors if t is not None) for name, tensors in parts.items()}
 
@@ -333,13 +333,6 @@ class TurboQuantLayer(CacheLayerMixin):
                 f"layer {self.index}: {needed} tokens do not fit into max_tokens={limit}: build the cache with more, or "
                 "without max_tokens"
             )
-
-
-def rows_of(heads: torch.Tensor) -> torch.Tensor:
-    """[batch, heads, tokens, head_dim] -> [batch * tokens, heads, head_dim], a view where it can be one."""
-    batch, count, tokens, head_dim = heads.shape
-    rows = heads.detach().transpose(1, 2).reshape(batch * tokens, count, head_dim)
-    return rows if rows.stride(2) == 1 else rows.contiguous()
 
 
 def _on_host(indices: torch.Tensor) -> torch.Tensor:

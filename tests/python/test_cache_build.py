@@ -180,6 +180,18 @@ def test_training_is_refused():
         turboquant_attention(pair.module, query, *pair.layer.update(keys, values), None, dropout=0.1)
 
 
+def test_a_model_called_without_no_grad_answers_the_same_and_carries_no_gradient_through_the_cache():
+    model = enable(tiny_model())
+    ids = prompt(tokens=70)["input_ids"]
+    with torch.no_grad():
+        expected = [model(x, past_key_values=cache).logits for cache in [TurboQuantCache(model.config)] for x in (ids, ids[:, :1])]
+    model.requires_grad_(True)
+    cache = TurboQuantCache(model.config)
+    for x, logits in zip((ids, ids[:, :1]), expected):
+        assert torch.equal(model(x, past_key_values=cache).logits, logits)
+    assert not any(t.requires_grad for t in cache.layers[0].dequantize())
+
+
 def test_generate_with_output_attentions_is_refused():
     model = enable(tiny_model())
     with pytest.raises(NotImplementedError, match="output_attentions"):
