@@ -9,13 +9,14 @@ export CTEST_PARALLEL_LEVEL := $(JOBS)
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
-.PHONY: help setup build package test test-cpp test-python demo asan tsan bench bench-layout wheel format format-check tidy clean
+.PHONY: help setup build package test test-cpp test-python demo asan tsan bench bench-attend bench-layout wheel format format-check tidy clean
 
 help:
 	@echo "make test    set up, build, run every CPU test (C++ and Python)"
 	@echo "make demo    set up, build, let a small real model answer from a compressed cache"
 	@echo "make asan    the C++ tests with address and undefined-behaviour checks (tsan: data races)"
 	@echo "make bench   the C++ benchmarks; results in build/bench/*.json"
+	@echo "make bench-attend  decode attention from pages beside torch's SDPA"
 	@echo "make bench-layout  loops over the page layout, one core (needs only cmake and a compiler)"
 	@echo "make wheel   dist/turboquant-*.whl"
 	@echo "make format  clang-format on every C++ file (format-check: only look)"
@@ -59,6 +60,9 @@ bench:
 
 # COMMIT names the sources where there is no git, LAYOUT_ARGS goes to the program.
 COMMIT ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
+bench-attend: package
+	$(PYTHON) -P benchmarks/attend_cpu.py --json build/attend_cpu.json $(ATTEND_ARGS)
+
 bench-layout:
 	cmake -S . -B build/layout -DCMAKE_BUILD_TYPE=Release -DTQ_BUILD_TESTS=OFF -DTQ_BUILD_TOOLS=OFF -DTQ_BUILD_BENCHMARKS=ON
 	cmake --build build/layout --target bench_layout_simd
