@@ -58,11 +58,11 @@ bench:
 	cmake --build --preset dev
 	@tools/bench.sh build/dev build/bench
 
-# COMMIT names the sources where there is no git, LAYOUT_ARGS goes to the program.
-COMMIT ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 bench-attend: package
 	$(PYTHON) -P benchmarks/attend_cpu.py --json build/attend_cpu.json $(ATTEND_ARGS)
 
+# COMMIT names the sources where there is no git, LAYOUT_ARGS goes to the program.
+COMMIT ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 bench-layout:
 	cmake -S . -B build/layout -DCMAKE_BUILD_TYPE=Release -DTQ_BUILD_TESTS=OFF -DTQ_BUILD_TOOLS=OFF -DTQ_BUILD_BENCHMARKS=ON
 	cmake --build build/layout --target bench_layout_simd
