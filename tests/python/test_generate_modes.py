@@ -2,6 +2,8 @@
 """Every way that generate uses a cache, against the oracle; and caches used side by side."""
 
 import copy
+import re
+from pathlib import Path
 
 import dense_oracle
 import pytest
@@ -157,3 +159,12 @@ def test_enable_touches_the_text_part_only():
         model(input_ids=ids[:, :1], past_key_values=cache)
     assert cache.get_seq_length() == 71
     assert not cache.settings.warned
+
+
+def test_the_example_of_the_document_runs(llama, capsys):
+    document = Path(__file__).parents[2] / "docs" / "transformers.md"
+    (code,) = re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL)
+    names = dict(model=llama, inputs=prompt())
+    exec(code, names)
+    assert names["output"].shape == (1, 80 + 64)
+    assert "'pages'" in capsys.readouterr().out
