@@ -74,6 +74,25 @@ void add_values(const Plan& plan, const Block& block, Scratch& s, float* sums) {
   for (int x = 0; x < block.rows * d; x += kLanes) store(sums + x, load(sums + x) + load(s.products + x));
 }
 
+// A page's scales by slot; centred is 1 where the reference is the centre. Values outside [begin, end) get 0.
+void load_scales(const std::uint8_t* page, const PageFormat& format, int begin, int end, float* key_scales,
+                 float* centred, float* value_scales) {
+  float keys[kPageTokens], values[kPageTokens], about_centre[kPageTokens];
+  const std::uint8_t *k = page + format.k_scales_offset(), *v = page + format.v_scales_offset();
+  for (int x = 0; x < kPageTokens; ++x) {
+    const std::uint16_t stored = half_at(k, x);
+    keys[x] = core::half_to_float(stored & 0x7fffu) * (1.0f / core::kScaleUnit);
+    about_centre[x] = (stored & kReferenceIsZero) == 0 ? 1.0f : 0.0f;
+    values[x] = core::half_to_float(half_at(v, x)) * (1.0f / core::kScaleUnit);
+  }
+  for (int t = 0; t < kPageTokens; ++t) {
+    const int x = core::scale_index(t);
+    key_scales[t] = keys[x];
+    centred[t] = about_centre[x];
+    value_scales[t] = t >= begin && t < end ? values[x] : 0.0f;
+  }
+}
+
 // A page: slots [begin, end) that the fringe does not hold.
 void attend_page(const Plan& plan, const Block& block, std::int64_t page_index, int begin, int end,
                  Scratch& s) {
@@ -90,13 +109,7 @@ void attend_page(const Plan& plan, const Block& block, std::int64_t page_index, 
   dot_products(s.stored, d, block.rows, s.keys, d, kPageTokens + 1, d, s.scores, kScoreStride);
 
   float key_scales[kPageTokens], centred[kPageTokens], value_scales[kPageTokens];
-  for (int t = 0; t < kPageTokens; ++t) {
-    const std::uint16_t stored = half_at(page + format.k_scales_offset(), core::scale_index(t));
-    key_scales[t] = core::half_to_float(stored & 0x7fffu) * (1.0f / core::kScaleUnit);
-    centred[t] = (stored & kReferenceIsZero) == 0 ? 1.0f : 0.0f;
-    const float scale = core::half_to_float(half_at(page + format.v_scales_offset(), core::scale_index(t)));
-    value_scales[t] = t >= begin && t < end ? scale * (1.0f / core::kScaleUnit) : 0.0f;
-  }
+  load_scales(page, format, begin, end, key_scales, centred, value_scales);
   bool any = false;
   for (int r = 0; r < block.rows; ++r) {
     float* scores = s.scores + r * kScoreStride;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The inner loop of attend: rows of queries (or weights) against rows of an unpacked page. Blocks of up to
-// 4 x 2 sums stay in registers; bound by multiply-adds when the page is in L1.
+// 3 x 4 sums stay in registers; bound by multiply-adds when the page is in L1.
 #include "kernels/portable/portable.h"
 
 namespace turboquant::kernels::TQ_ISA {
@@ -9,17 +9,21 @@ namespace {
 template <int kRows, int kColumns>
 inline void block(const float* a, int a_stride, const float* b, int b_stride, int length, float* c,
                   int c_stride) {
-  Lanes sums[kRows][kColumns] = {};
+  Lanes acc[kRows][kColumns] = {};
   for (int x = 0; x < length; x += kLanes) {
     Lanes right[kColumns];
     for (int j = 0; j < kColumns; ++j) right[j] = load(b + j * b_stride + x);
     for (int r = 0; r < kRows; ++r) {
       const Lanes left = load(a + r * a_stride + x);
-      for (int j = 0; j < kColumns; ++j) sums[r][j] += left * right[j];
+      for (int j = 0; j < kColumns; ++j) acc[r][j] += left * right[j];
     }
   }
-  for (int r = 0; r < kRows; ++r)
-    for (int j = 0; j < kColumns; ++j) c[r * c_stride + j] = sum(sums[r][j]);
+  for (int r = 0; r < kRows; ++r) {
+    if constexpr (kColumns == 4)
+      *reinterpret_cast<UnalignedFour*>(c + r * c_stride) = sums(acc[r][0], acc[r][1], acc[r][2], acc[r][3]);
+    else
+      for (int j = 0; j < kColumns; ++j) c[r * c_stride + j] = sum(acc[r][j]);
+  }
 }
 
 template <int kRows>
@@ -36,11 +40,10 @@ inline void panel(const float* a, int a_stride, const float* b, int b_stride, in
 void dot_products(const float* a, int a_stride, int rows, const float* b, int b_stride, int columns,
                   int length, float* c, int c_stride) {
   int r = 0;
-  for (; r + 4 <= rows; r += 4)
-    panel<4>(a + r * a_stride, a_stride, b, b_stride, columns, length, c + r * c_stride, c_stride);
+  for (; r + 3 <= rows; r += 3)
+    panel<3>(a + r * a_stride, a_stride, b, b_stride, columns, length, c + r * c_stride, c_stride);
   a += r * a_stride;
   c += r * c_stride;
-  if (rows - r == 3) panel<3>(a, a_stride, b, b_stride, columns, length, c, c_stride);
   if (rows - r == 2) panel<2>(a, a_stride, b, b_stride, columns, length, c, c_stride);
   if (rows - r == 1) panel<1>(a, a_stride, b, b_stride, columns, length, c, c_stride);
 }

@@ -34,12 +34,33 @@ static inline Lanes broadcast(float x) {
   return Lanes{} + x;
 }
 
+typedef float Four __attribute__((vector_size(16)));
+typedef float UnalignedFour __attribute__((vector_size(16), aligned(4), may_alias));
+
+// The lanes of x added down to four.
+static inline Four fold(Lanes x) {
+#if defined(__AVX512F__)
+  const auto eight = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) +
+                     __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
+  return __builtin_shufflevector(eight, eight, 0, 1, 2, 3) +
+         __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+#elif defined(__AVX__)
+  return __builtin_shufflevector(x, x, 0, 1, 2, 3) + __builtin_shufflevector(x, x, 4, 5, 6, 7);
+#else
+  return x;
+#endif
+}
+
+// {sum of a's lanes, of b's, of c's, of d's}: a 4 x 4 transpose on the way to the sums.
+static inline Four sums(Lanes a, Lanes b, Lanes c, Lanes d) {
+  const Four fa = fold(a), fb = fold(b), fc = fold(c), fd = fold(d);
+  const Four ab = __builtin_shufflevector(fa, fb, 0, 4, 1, 5) + __builtin_shufflevector(fa, fb, 2, 6, 3, 7);
+  const Four cd = __builtin_shufflevector(fc, fd, 0, 4, 1, 5) + __builtin_shufflevector(fc, fd, 2, 6, 3, 7);
+  return __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+}
+
 static inline float sum(Lanes x) {
-  float lanes[kLanes];
-  store(lanes, x);
-  for (int width = kLanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  return lanes[0];
+  return sums(x, x, x, x)[0];
 }
 
 static inline Lanes select(IntLanes mask, Lanes yes, Lanes no) {

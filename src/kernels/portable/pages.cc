@@ -57,32 +57,34 @@ inline void unpack_quads(const std::uint8_t* bytes, int count, float* out) {
   for (int i = 0; i < count; ++i) std::memcpy(out + 4 * i, kQuads2.steps[bytes[i]], 4 * sizeof(float));
 }
 
-// One chunk of 3-bit codes: `count` bytes of magnitudes (2, 4 or 8), count / 2 of signs. Magnitude nibble n
+inline void unpack_signed_quad(std::uint8_t byte, int signs, float* out) {
+  std::uint32_t steps[4];
+  std::memcpy(steps, kMagnitudes3.steps[byte], sizeof steps);
+  for (int n = 0; n < 4; ++n) steps[n] ^= kSigns.flip[signs][n];
+  std::memcpy(out, steps, sizeof steps);
+}
+
+// One chunk of 3-bit codes: kBytes of magnitudes (2, 4 or 8), half as many of signs. Magnitude nibble n of N
 // holds codes n and n + N; their signs are bits r and r + 2 of sign nibble n % (N / 2), r = 2 n / N.
-inline void unpack_triples(const std::uint8_t* bytes, const std::uint8_t* signs, int count, float* out) {
-  for (int i = 0; i < count; ++i) {
-    const int four = signs[i % (count / 2)] >> (2 * i / count) & 0x55;
-    std::uint32_t steps[4];
-    std::memcpy(steps, kMagnitudes3.steps[bytes[i]], sizeof steps);
-    for (int n = 0; n < 4; ++n) steps[n] ^= kSigns.flip[four][n];
-    std::memcpy(out + 4 * i, steps, sizeof steps);
-  }
+template <int kBytes>
+inline void unpack_triples(const std::uint8_t* bytes, const std::uint8_t* signs, float* out) {
+  for (int i = 0; i < kBytes; ++i)
+    unpack_signed_quad(bytes[i], signs[i % (kBytes / 2)] >> (2 * i / kBytes) & 0x55, out + 4 * i);
 }
 // A chunk of 4 codes, in a plane of 16: one byte of magnitudes, one nibble of signs, whose bits are the
 // codes.
 inline void unpack_four(std::uint8_t byte, int sign_nibble, float* out) {
-  const int four = (sign_nibble & 5) | (sign_nibble >> 1 & 5) << 4;
-  std::uint32_t steps[4];
-  std::memcpy(steps, kMagnitudes3.steps[byte], sizeof steps);
-  for (int n = 0; n < 4; ++n) steps[n] ^= kSigns.flip[four][n];
-  std::memcpy(out, steps, sizeof steps);
+  unpack_signed_quad(byte, (sign_nibble & 5) | (sign_nibble >> 1 & 5) << 4, out);
 }
 
 inline void unpack_triple_row(const std::uint8_t* bytes, const std::uint8_t* signs, int width, float* out) {
-  const int count = width / 16;  // bytes of magnitudes a chunk
   for (int q = 0; q < 4; ++q) {
-    if (count == 1) unpack_four(bytes[q], signs[q / 2] >> (q % 2 * 4) & 15, out + 4 * q);
-    else unpack_triples(bytes + q * count, signs + q * count / 2, count, out + q * count * 4);
+    const std::uint8_t *chunk = bytes + q * width / 16, *chunk_signs = signs + q * width / 32;
+    float* steps = out + q * width / 4;
+    if (width == 128) unpack_triples<8>(chunk, chunk_signs, steps);
+    else if (width == 64) unpack_triples<4>(chunk, chunk_signs, steps);
+    else if (width == 32) unpack_triples<2>(chunk, chunk_signs, steps);
+    else unpack_four(*chunk, signs[q / 2] >> (q % 2 * 4) & 15, steps);
   }
 }
 
@@ -118,7 +120,7 @@ void unpack_values(const std::uint8_t* page, const Layout& layout, float* out) {
       } else if (bits == 2) {
         unpack_quads(codes + unit * 4, 4, row);
       } else {
-        unpack_triples(codes + unit * 4, signs + unit * 2, 4, row);
+        unpack_triples<4>(codes + unit * 4, signs + unit * 2, row);
       }
     }
 }
