@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decode attention on the CPU: pages of codes against torch's SDPA on dense caches, in one run.
 
-    make bench-attend            # writes benchmarks/results/attend_cpu_<machine>.json
+    make bench-attend            # writes build/attend_cpu.json; committed runs are benchmarks/results/attend_cpu_*.json
 
 One query a sequence over a history of `tokens`, default fringe. Each kernel table runs in a process of its
 own (TQ_KERNELS is read once), each with SDPA beside it: fp32 and bf16 caches, grouped heads read in place
@@ -120,13 +120,15 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--json", help="where to write the result")
+    parser.add_argument("--commit", help="of the sources, where there is no git")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         return child(args.runs, args.threads)
     import torch
 
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    git = ["git", "rev-parse", "--short=12", "HEAD"]
+    commit = args.commit or subprocess.run(git, capture_output=True, text=True).stdout.strip()
     report = {"benchmark": "attend_cpu", "cpu": cpu_name(), "threads": args.threads, "torch": torch.__version__,
               "commit": commit, "runs": args.runs, "buffers": BUFFERS, "fringe": FRINGE, "kernels": {}}  # fmt: skip
     for kernels in ("portable", "avx2"):
