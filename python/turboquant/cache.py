@@ -20,11 +20,12 @@ class TurboQuantCache(Cache):
     """Keys and values in 2 to 4 bits a number, attended where they lie.
 
     Each layer by its type: full attention is compressed, sliding windows and linear attention stay as
-    transformers stores them; layers that share a compressed layer's KV read its pages. `fringe=(first, newest)` keeps that many tokens of each sequence in 16 bits
-    beside the pages; `None` keeps none. `balance` takes per-channel weights from the first call's queries
-    and keys. `seed` draws the rotations: the same seed and calls give the same bytes. `max_tokens`
-    allocates pages for that many tokens (padding included) of each sequence at the first call; without
-    it they grow. What is not supported is refused here, with the reason.
+    transformers stores them; layers that share a compressed layer's KV read its pages.
+    `fringe=(first, newest)` keeps that many tokens of each sequence in 16 bits beside the pages; `None`
+    keeps none. `balance` takes per-channel weights from the first call's queries and keys. `seed` draws
+    the rotations: the same seed and calls give the same bytes. `max_tokens` allocates pages for that many
+    tokens (padding included) of each sequence at the first call; without it they grow. What is not
+    supported is refused here, with the reason.
     """
 
     def __init__(
