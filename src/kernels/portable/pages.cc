@@ -1,17 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Codes to and from pages, byte by byte in storage order. Bound by one table load and one store a byte.
-#include "kernels/portable/portable.h"
+#include "kernels/portable/nibbles.h"
 
 namespace turboquant::kernels::TQ_ISA {
 namespace {
 
 using core::CodeTable;
 
-// What the codes of one byte stand for, in steps, in storage order: 2 codes of 4 bits.
-struct Pairs {
-  float steps[256][2];
-};
-// 4 codes of 2 bits.
+// What the codes of one byte stand for, in steps, in storage order: 4 codes of 2 bits.
 struct Quads {
   float steps[256][4];
 };
@@ -20,17 +16,6 @@ struct Signs {
   std::uint32_t flip[0x56][4];
 };
 
-constexpr float steps_of(const CodeTable& table, int code) {
-  const int magnitude = table.magnitudes[code & (table.magnitude_count - 1)];
-  return static_cast<float>((code & table.magnitude_count) != 0 ? -magnitude : magnitude) /
-         static_cast<float>(table.half_steps);
-}
-constexpr Pairs make_pairs(const CodeTable& table) {
-  Pairs pairs{};
-  for (int byte = 0; byte < 256; ++byte)
-    for (int n = 0; n < 2; ++n) pairs.steps[byte][n] = steps_of(table, byte >> (4 * n) & 15);
-  return pairs;
-}
 constexpr Quads make_quads(const CodeTable& table) {
   Quads quads{};
   for (int byte = 0; byte < 256; ++byte)
@@ -44,14 +29,14 @@ constexpr Signs make_signs() {
   return signs;
 }
 
-constexpr Pairs kKeyPairs = make_pairs(core::kKey4);
-constexpr Pairs kValuePairs = make_pairs(core::kValue4);
+constexpr NibbleTable kKeyNibbles = make_nibbles(core::kKey4);
+constexpr NibbleTable kValueNibbles = make_nibbles(core::kValue4);
 constexpr Quads kQuads2 = make_quads(core::kEither2);
 constexpr Quads kMagnitudes3 = make_quads(core::kEither3);
 constexpr Signs kSigns = make_signs();
 
-inline void unpack_nibbles(const std::uint8_t* bytes, int count, const Pairs& pairs, float* out) {
-  for (int i = 0; i < count; ++i) std::memcpy(out + 2 * i, pairs.steps[bytes[i]], 2 * sizeof(float));
+inline void unpack_nibbles(const std::uint8_t* bytes, int count, const NibbleTable& table, float* out) {
+  for (int i = 0; i < count; i += 8) unpack_sixteen(bytes + i, bytes + i + 4, table, out + 2 * i);
 }
 inline void unpack_quads(const std::uint8_t* bytes, int count, float* out) {
   for (int i = 0; i < count; ++i) std::memcpy(out + 4 * i, kQuads2.steps[bytes[i]], 4 * sizeof(float));
@@ -98,7 +83,7 @@ void unpack_keys(const std::uint8_t* page, const Layout& layout, float* out) {
     for (int t = 0; t < kPageTokens; ++t) {
       float* row = out + t * d + first;
       const int before = first * kPageTokens + t * width;  // codes
-      if (bits == 4) unpack_nibbles(page + before / 2, width / 2, kKeyPairs, row);
+      if (bits == 4) unpack_nibbles(page + before / 2, width / 2, kKeyNibbles, row);
       else if (bits == 2) unpack_quads(page + before / 4, width / 4, row);
       else unpack_triple_row(page + before / 4, signs + before / 8, width, row);
     }
@@ -115,8 +100,7 @@ void unpack_values(const std::uint8_t* page, const Layout& layout, float* out) {
       const int unit = layout.value_units[e] + q * layout.value_unit_step[e];
       float* row = out + e * kPageTokens + q * 16;
       if (bits == 4) {
-        unpack_nibbles(codes + unit * 4, 4, kValuePairs, row);
-        unpack_nibbles(codes + 16 * d + unit * 4, 4, kValuePairs, row + 8);
+        unpack_sixteen(codes + unit * 4, codes + 16 * d + unit * 4, kValueNibbles, row);
       } else if (bits == 2) {
         unpack_quads(codes + unit * 4, 4, row);
       } else {
