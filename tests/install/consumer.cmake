@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Installs BUILD below WORK, builds SOURCE against that and nothing else, runs it.
+# Installs BUILD below WORK, builds SOURCE against that and nothing else, runs it, and looks for what it should say first.
 file(REMOVE_RECURSE ${WORK})
 execute_process(COMMAND ${CMAKE_COMMAND} --install ${BUILD} --prefix ${WORK}/prefix COMMAND_ERROR_IS_FATAL ANY OUTPUT_QUIET)
 execute_process(COMMAND ${CMAKE_COMMAND} -G Ninja -S ${SOURCE} -B ${WORK}/build -D CMAKE_PREFIX_PATH=${WORK}/prefix
@@ -7,7 +7,7 @@ execute_process(COMMAND ${CMAKE_COMMAND} -G Ninja -S ${SOURCE} -B ${WORK}/build 
 execute_process(COMMAND ${CMAKE_COMMAND} --build ${WORK}/build COMMAND_ERROR_IS_FATAL ANY)
 execute_process(COMMAND ${WORK}/build/consumer COMMAND_ERROR_IS_FATAL ANY OUTPUT_VARIABLE said)
 message("${said}")
-string(FIND "${said}" "turboquant ${VERSION}" at)
+string(FIND "${said}" "${EXPECT}" at)
 if(NOT at EQUAL 0)
-  message(FATAL_ERROR "the consumer should begin with 'turboquant ${VERSION}'")
+  message(FATAL_ERROR "the program should begin with '${EXPECT}'")
 endif()

