@@ -17,7 +17,7 @@ _COMPAT = (
     "TurboQuantProd",
     "solve_lloyd_max",
 )
-# Loaded when first asked for: these need transformers, the operators do not.
+# Loaded when first asked for: the caches need transformers, operators and quantisers do not.
 _LAZY = {"TurboQuantCache": ".cache", "enable": ".attention"} | dict.fromkeys(_COMPAT, ".compat")
 __all__ = ["__version__", "ops", *_LAZY]
 

@@ -2,6 +2,8 @@
 """The quantisers of turboquant-vllm by their own names: shapes as its users know them, errors as the paper derives them."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -170,3 +172,8 @@ def test_the_rotation_is_orthogonal_and_the_one_that_codes_are_of(dim):
     expected = quantizer.codebook.quantize((x / norms) @ quantizer.rotation.T)
     # Two orders of fp32 sums may part a coordinate that lies within their rounding of a boundary.
     assert (indices - expected).abs().max() <= 1 and (indices == expected).float().mean() > 0.999
+
+
+def test_quantisers_need_no_transformers():
+    program = "import sys; sys.modules['transformers'] = None; import turboquant; turboquant.TurboQuantMSE(dim=64, bits=2)"
+    subprocess.run([sys.executable, "-P", "-c", program], check=True)

@@ -10,7 +10,8 @@ Where the behaviour differs, it is on purpose:
 * A vector of norm 0 decodes to 0; NaN and infinity stay in their own vector.
 """
 
-from .caches import CompressedDynamicCache, TurboQuantKVCache
+from typing import Any
+
 from .compressors import (
     CompressedKeys,
     CompressedValues,
@@ -31,3 +32,12 @@ __all__ = [
     "TurboQuantProd",
     "solve_lloyd_max",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # The caches need transformers, the quantisers do not.
+    if name not in ("CompressedDynamicCache", "TurboQuantKVCache"):
+        raise AttributeError(f"module 'turboquant.compat' has no attribute {name!r}")
+    from . import caches
+
+    return getattr(caches, name)
