@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The names of turboquant-vllm, used as its users use them."""
 
+import copy
 import warnings
 
 import pytest
@@ -233,3 +234,13 @@ def test_layers_that_share_kv_read_one_compressed_layer(implementation):
     tokens = generate(model, implementation, cache, inputs).sequences
     assert wrapper.vram_bytes() > 0
     assert torch.equal(tokens, generate(model, implementation, native, inputs).sequences)
+
+
+def test_a_deep_copy_goes_its_own_way():
+    cache, _, keys, values = filled(tokens=70)
+    copied = copy.deepcopy(cache)
+    cache.update(keys, values, 0)
+    copied.update(keys, values, 2)
+    assert [layer.get_seq_length() for layer in cache.layers] == [140, 70]
+    assert [layer.get_seq_length() for layer in copied.layers] == [70, 70, 70]
+    assert copied.layers[2].index == 2
