@@ -5,7 +5,7 @@
 
 // The centroids of the page format, as integers. Format v1 *defines* a centroid as a scale times one of
 // these, so that dot products of codes are integers and every machine encodes the same codes.
-// Rounding costs 0.2 % of the 4-bit error and under 0.01 % at 3 and 2 bits (docs/algorithm.md).
+// Rounding costs 0.2 to 0.3 % of the error at 4 bits and about 0.01 % at 3 and 2 bits (docs/algorithm.md).
 //
 // Everything here has internal linkage: files built for several instruction sets include it, and the linker
 // must not merge their copies (HACKING.md, "One file, one instruction set").
