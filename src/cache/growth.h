@@ -11,7 +11,7 @@
 namespace turboquant::cache {
 
 // How large an array of `size` elements becomes that must hold `needed`: by a quarter at least. The copies
-// cost 4 writes a byte over a pool's life, and at most a fifth of it is unused: docs/adr/0003.
+// cost 4 writes a byte over a pool's life, and at most a fifth of it is unused: docs/adr/0004.
 inline std::int64_t grown(std::int64_t size, std::int64_t needed) {
   return std::max(needed, size + size / 4);
 }

@@ -262,6 +262,22 @@ TEST(PagedCache, KeepsItsTokensWhenThePoolsAndFringesMove) {
   for (int s = 0; s < 8; ++s) EXPECT_EQ(decoded(grows, 1, s), decoded(fixed, 1, s));
 }
 
+TEST(PagedCache, AttendsToNothingWithZeros) {
+  const CacheConfig config = small();
+  PagedCache cache = make(config);
+  const int s = cache.add_sequence().value();
+  Tokens tokens(2, config, 1);
+  tokens.out.assign(tokens.out.size(), 7.0f);
+  std::vector<float> lse(8);
+  AttendOptions options;
+  options.lse = lse.data();
+  const BatchRows history_only{tokens.rows().query, {}, {}};
+  expect_ok(cache.attend(0, {s, 2}, history_only, tokens.out_rows(), options));
+  EXPECT_EQ(tokens.out, std::vector<float>(tokens.out.size(), 0.0f));
+  for (const float x : lse) EXPECT_EQ(x, -INFINITY);
+  EXPECT_EQ(cache.length(s), 0);
+}
+
 TEST(PagedCache, ConfinesNaNToItsToken) {
   const CacheConfig config = small();
   PagedCache cache = make(config);
