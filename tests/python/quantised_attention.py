@@ -65,13 +65,18 @@ def attend(study: Study, layer: int, query: Tensor, keys: Tensor, values: Tensor
     """[q_heads, tokens, head_dim] each (keys and values: kv_heads)."""
     coded_keys, coded_values = study.codec(layer, query, keys, values)
     group = query.shape[0] // keys.shape[0]
-    keys, values, coded_keys, coded_values = (x.repeat_interleave(group, 0) for x in (keys, values, coded_keys, coded_values))
     position = torch.arange(query.shape[1])
     age = position[:, None] - position
-    exact = (age <= study.recent) | (position < study.first)
-    scores = torch.where(exact, query @ keys.mT, query @ coded_keys.mT) * scale
-    weights = scores.masked_fill(age < 0, float("-inf")).softmax(-1)
-    return weights.masked_fill(~exact, 0.0) @ values + weights.masked_fill(exact, 0.0) @ coded_values
+    coded, future = (age > study.recent) & (position >= study.first), age < 0
+    out = torch.empty_like(query)
+    for head in range(query.shape[0]):  # one at a time: the matrices stay small
+        kv = head // group
+        scores = query[head] @ keys[kv].T
+        torch.where(coded, query[head] @ coded_keys[kv].T, scores, out=scores)
+        weights = scores.mul_(scale).masked_fill_(future, float("-inf")).softmax(-1)
+        torch.matmul(weights, values[kv], out=out[head])
+        out[head] += weights.mul_(coded) @ (coded_values[kv] - values[kv])
+    return out
 
 
 def recipe(k_bits: int, v_bits: int) -> Codec:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 
 import torch
+from transformers import PreTrainedModel
 
 from turboquant.benchmark import memory, metrics
 from turboquant.benchmark.arms import Arm, Setting, baseline_arm, turboquant_arm
@@ -17,6 +18,7 @@ from turboquant.benchmark.models import Subject
 from turboquant.benchmark.progress import Progress
 
 SCHEMA = 1
+WARMUP_TOKENS = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +48,13 @@ def compare(subject: Subject, inputs: dict, plan: Plan, progress: Progress) -> C
     ours.make_cache()
     prompt_tokens = inputs["input_ids"].shape[1]
 
-    continuation, reference = _continuation(model, inputs, baseline, ours, plan, progress)
-    runs = _timed_runs(model, inputs, (baseline, ours), plan, progress)
+    _warm_up(model, inputs, (baseline, ours), progress)
+    continuation, runs = _generations(model, inputs, baseline, ours, plan, progress)
     texts = _compare_on_text(subject, inputs, (baseline, ours), plan, progress)
 
     fidelity = {"text": texts, "continuation": continuation}
     pooled = Fidelity.joined([part for part in fidelity.values() if len(part)])
-    tokens = {key: generations[0].tokens for key, generations in runs.items()}
+    tokens = {key: generations[-1].tokens for key, generations in runs.items()}
     held = _bytes(runs)
     speeds = {key: metrics.speed([g.times for g in generations]) for key, generations in runs.items()}
     report = {
@@ -70,7 +72,7 @@ def compare(subject: Subject, inputs: dict, plan: Plan, progress: Progress) -> C
         "time_to_first_token_s": {key: value["time_to_first_token_s"] for key, value in speeds.items()},
         "speed": speeds,
         "first_differing_token": metrics.first_difference(tokens["baseline"], tokens["turboquant"]),
-        "baseline_repeatable": all(g.tokens == reference for g in runs["baseline"]),
+        "baseline_repeatable": all(run.tokens == tokens["baseline"] for run in runs["baseline"]),
         "kl": pooled.kl_summary(),
         "top1": pooled.top1(),
         "fidelity": {
@@ -85,31 +87,38 @@ def compare(subject: Subject, inputs: dict, plan: Plan, progress: Progress) -> C
     return Comparison(report, decoded, fidelity)
 
 
-def _continuation(model, inputs: dict, baseline: Arm, ours: Arm, plan: Plan, progress: Progress) -> tuple[Fidelity, list[int]]:
-    """The baseline's own answer, and how our cache would have continued at each of its tokens, one token a call.
+def _warm_up(model: PreTrainedModel, inputs: dict, arms: tuple[Arm, Arm], progress: Progress) -> None:
+    """Starts threads and loads what is loaded lazily: a few tokens where the prompt can be cut, else all of it."""
+    if _only_text(inputs):
+        inputs = {key: value[:, :WARMUP_TOKENS] for key, value in inputs.items()}
+    with progress.task("warm-up"):
+        for arm in arms:
+            generate(model, inputs, arm, 2)
 
-    The first token is left out: its logits come from the prefill, which does not read the cache. These two untimed
-    runs are also the warm-up."""
-    with progress.task("baseline's answer (also warm-up)", plan.max_new_tokens) as step:
-        free = generate(model, inputs, baseline, plan.max_new_tokens, keep_logits=True, on_token=step)
-    with progress.task("the same, teacher-forced on TurboQuant", len(free.tokens)) as step:
-        forced = generate(model, inputs, ours, len(free.tokens), forced=free.tokens, keep_logits=True, on_token=step)
-    count = min(len(free.logits), len(forced.logits))
+
+def _generations(
+    model: PreTrainedModel, inputs: dict, baseline: Arm, ours: Arm, plan: Plan, progress: Progress
+) -> tuple[Fidelity, dict[str, list[Generation]]]:
+    """The timed runs, A B, B A, A B, ...: a machine that gets slower or faster meanwhile does so for both.
+
+    In the first round ours is made to follow the baseline's answer, so that both can be compared at each of its tokens, one
+    token a call. The answer's first token is left out: its logits come from the prefill, which does not read the cache."""
+    count = plan.max_new_tokens
+    with progress.task("DynamicCache answers", count) as step:
+        free = generate(model, inputs, baseline, count, keep_logits=True, on_token=step)
+    with progress.task("TurboQuantCache follows, teacher-forced", len(free.tokens)) as step:
+        forced = generate(model, inputs, ours, count, forced=free.tokens, keep_logits=True, on_token=step)
     first = inputs["input_ids"].shape[1]
-    return Fidelity.of_logits(first, free.logits[1:count], forced.logits[1:count]), free.tokens
-
-
-def _timed_runs(model, inputs: dict, arms: tuple[Arm, Arm], plan: Plan, progress: Progress) -> dict[str, list[Generation]]:
-    """A B, B A, A B, ...: a machine that gets slower or faster meanwhile does so for both."""
-    runs: dict[str, list[Generation]] = {arm.key: [] for arm in arms}
-    with progress.task("timed runs, alternating", 2 * plan.repeats * plan.max_new_tokens) as step:
-        for repeat in range(plan.repeats):
-            for arm in arms if repeat % 2 == 0 else arms[::-1]:
-                run = generate(model, inputs, arm, plan.max_new_tokens, on_token=step)
-                if repeat + 1 < plan.repeats:
-                    run.cache = None
-                runs[arm.key].append(run)
-    return runs
+    continuation = Fidelity.of_logits(first, free.logits[1:], forced.logits[1:])
+    runs = {baseline.key: [free], ours.key: [forced]}
+    # Ours has not spoken for itself yet, so there is always a second round for it.
+    rounds = [(ours, baseline) if repeat % 2 else (baseline, ours) for repeat in range(1, plan.repeats)] or [(ours,)]
+    for arms in rounds:
+        for arm in arms:
+            runs[arm.key][-1].drop()
+            with progress.task(f"{arm.label} answers again" if arm is baseline else "TurboQuantCache answers", count) as step:
+                runs[arm.key].append(generate(model, inputs, arm, count, on_token=step))
+    return continuation, runs
 
 
 def _bytes(runs: dict[str, list[Generation]]) -> dict[str, int | None]:
@@ -124,21 +133,21 @@ def _bytes(runs: dict[str, list[Generation]]) -> dict[str, int | None]:
     for key, run in last.items():
         device = next(memory.held_tensors(run.cache)).device
 
-        def drop(run: Generation = run) -> None:
-            run.cache = None
-
-        held[f"{key}_released"] = memory.released_bytes(drop, device)
+        held[f"{key}_released"] = memory.released_bytes(run.drop, device)
     return held
 
 
 def _compare_on_text(subject: Subject, inputs: dict, arms: tuple[Arm, Arm], plan: Plan, progress: Progress) -> Fidelity:
-    only_text = inputs.keys() <= {"input_ids", "attention_mask"}
-    text = plan.text if plan.text is not None else inputs["input_ids"][0] if only_text else None
+    text = plan.text if plan.text is not None else inputs["input_ids"][0] if _only_text(inputs) else None
     if plan.chunk == 0 or text is None or len(text) < 2:
         return Fidelity.joined([])
     prefix = plan.text_prefix if plan.text_prefix is not None else len(text) // 2
     with progress.task(f"teacher-forced text, {plan.chunk} tokens a call", len(text)) as step:
         return compare_on_text(subject.model, arms, text, prefix, plan.chunk, step)
+
+
+def _only_text(inputs: dict) -> bool:
+    return inputs.keys() <= {"input_ids", "attention_mask"}
 
 
 def _decode(subject: Subject, tokens: list[int]) -> str:

@@ -18,8 +18,12 @@ from turboquant.benchmark.metrics import StepTimes
 class Generation:
     tokens: list[int]
     times: StepTimes
-    cache: object
+    cache: object | None
     logits: torch.Tensor | None  # [tokens, vocabulary], before any processor
+
+    def drop(self) -> None:
+        """Lets go of what is large."""
+        self.cache = self.logits = None
 
 
 def generate(

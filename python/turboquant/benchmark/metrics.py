@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-ROWS_AT_A_TIME = 64  # float64 copies of two [rows, vocabulary] blocks stay small
+ROWS_AT_A_TIME = 8  # float64 copies of two [rows, vocabulary] blocks stay small
 
 
 def kl_divergence(reference: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

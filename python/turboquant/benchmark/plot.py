@@ -46,10 +46,10 @@ def save_plot(comparison: Comparison, path: str | Path) -> None:
         _bars(bytes_axes, "Cache (MB)", {key: value / 1e6 for key, value in report["cache_bytes"].items()}, "{:.1f}")
         bytes_axes.set_xlabel(f"{report['ratio']:.2f} x smaller than in 16 bits")
         speed, first = report["tokens_per_s"], report["time_to_first_token_s"]
-        _bars(speed_axes, "Decoding (tokens/s)", speed, "{:.1f}")
+        _bars(speed_axes, "Decoding (tokens/s)", speed, "{:.3g}")
         if None not in speed.values():
             speed_axes.set_xlabel(f"{speed['turboquant'] / speed['baseline']:.2f} x as fast")
-        _bars(first_axes, "Time to first token (s)", first, "{:.2f}")
+        _bars(first_axes, "Time to first token (s)", first, "{:.3g}")
         first_axes.set_xlabel(f"{first['baseline'] / first['turboquant']:.2f} x as fast")
         _kl(bottom.subplots(), comparison.fidelity, report)
         figure.suptitle(_title(report), x=0.015, ha="left", fontsize=12)
