@@ -99,6 +99,8 @@ def _dequantise(gguf: Path, target: Path) -> None:
     plain.save_pretrained(target)
     # The GGUF reader takes <|im_start|> for the end; config.json has the right one.
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
+    # It would strip spaces before punctuation, and warns each time that it does not.
+    tokenizer.clean_up_tokenization_spaces = False
     tokenizer.save_pretrained(target)
 
 
