@@ -7,9 +7,8 @@
 
 // The running softmax of a block of queries over tiles of 64 tokens.
 namespace turboquant::kernels::TQ_ISA {
-namespace {
 
-constexpr int kMaxRows = 32;  // (query, head of the group) pairs a block
+static constexpr int kMaxRows = 32;  // (query, head of the group) pairs a block
 
 // What a block has summed so far. exp weights are relative to `largest`.
 struct Running {
@@ -19,13 +18,13 @@ struct Running {
   alignas(64) float own[kMaxRows * kMaxDim];      // [row][d], the model's basis
 };
 
-inline void scale_row(float* row, int d, float factor) {
+static inline void scale_row(float* row, int d, float factor) {
   for (int e = 0; e < d; e += kLanes) store(row + e, load(row + e) * broadcast(factor));
 }
 
 // Replaces scores[64] by their weights, of which those outside slots [begin, end) are 0, and brings the
 // sums of row r to the new maximum. False, and nothing changed, if the row sees none of the tile.
-inline bool weigh(float* scores, int begin, int end, Running& running, int r, int d) {
+static inline bool weigh(float* scores, int begin, int end, Running& running, int r, int d) {
   if (begin >= end) return false;
   constexpr float kNone = -HUGE_VALF;
   for (int t = 0; t < kPageTokens; ++t) scores[t] = t >= begin && t < end ? scores[t] : kNone;
@@ -52,5 +51,4 @@ inline bool weigh(float* scores, int begin, int end, Running& running, int r, in
   return true;
 }
 
-}  // namespace
 }  // namespace turboquant::kernels::TQ_ISA
