@@ -44,8 +44,9 @@ test-cpp: build
 test-python: package
 	$(PYTHON) -P -m pytest tests/python $(PYTEST_ARGS)
 
+# PASSIVE: waiting threads that spin would make it several times slower where other programs want the cores too.
 demo: package
-	$(PYTHON) -P -m turboquant.benchmark --demo $(DEMO_ARGS)
+	OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE} $(PYTHON) -P -m turboquant.benchmark --demo $(DEMO_ARGS)
 
 asan tsan: setup
 	cmake --preset $@

@@ -1,6 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-import pytest
-import torch
+import os
+
+# libgomp's threads spin while they wait. Where other programs want the cores too, that makes torch several times slower
+# (test_fidelity.py on two busy cores: three times). Read once, when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 
 @pytest.fixture

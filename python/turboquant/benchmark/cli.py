@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--random-prompt", type=_positive, metavar="N", help="N random tokens, where the model has no tokenizer")
     prompt.add_argument("--image", action="append", default=[], metavar="FILE", help="for models that take images; may be repeated")
     prompt.add_argument("--video", action="append", default=[], metavar="FILE", help="for models that take videos; may be repeated")
-    prompt.add_argument("--max-new-tokens", type=_positive, default=96, metavar="N", help="(default: %(default)s)")
+    prompt.add_argument("--max-new-tokens", type=_positive, default=64, metavar="N", help="(default: %(default)s)")
     prompt.add_argument("--seed", type=int, default=0, help="of random weights and prompts (default: %(default)s)")
 
     cache = parser.add_argument_group("TurboQuantCache")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import torch
 from transformers import PreTrainedModel
@@ -24,7 +25,7 @@ WARMUP_TOKENS = 32
 @dataclasses.dataclass(frozen=True)
 class Plan:
     setting: Setting
-    max_new_tokens: int = 96
+    max_new_tokens: int = 64
     repeats: int = 2
     # Teacher forcing over the prompt's second half (or a text given): tokens a call, 0 for none.
     chunk: int = 16
@@ -81,6 +82,7 @@ def compare(subject: Subject, inputs: dict, plan: Plan, progress: Progress) -> C
         | {"text_tokens_per_call": plan.chunk},
         "device": describe_device(model.device),
         "threads": torch.get_num_threads(),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "versions": versions(),
     }
     decoded = {key: _decode(subject, value) for key, value in tokens.items()}
