@@ -15,7 +15,18 @@ namespace turboquant::core {
 
 static inline void hadamard_butterflies(float* x, int base, int power) {
   const int head_dim = base * power;
-  for (int h = 1; h < power; h *= 2) {
+  int done = 1;
+  if (power >= 4) {  // stages 1 and 2 in one pass: their pairs are too close to fill a vector
+    for (float* __restrict__ four = x; four < x + head_dim; four += 4) {
+      const float a = four[0] + four[1], b = four[0] - four[1], c = four[2] + four[3], d = four[2] - four[3];
+      four[0] = a + c;
+      four[1] = b + d;
+      four[2] = a - c;
+      four[3] = b - d;
+    }
+    done = 4;
+  }
+  for (int h = done; h < power; h *= 2) {
     for (int block = 0; block < head_dim; block += 2 * h) {
       float* __restrict__ low = x + block;
       float* __restrict__ high = x + block + h;
