@@ -30,17 +30,18 @@ struct Block {
   bool exact;                         // this task does fringe and own tokens too
 };
 
+static constexpr int kScoreStride = kPageTokens + 16;  // a tile's 64 scores and its centre's, padded
+
 struct Scratch {
   alignas(64) float raw[kMaxRows * kMaxDim];            // [row][d]: scale * q
   alignas(64) float rotated[kMaxRows * kMaxDim];        // [row][d]: the same in the rotated domain
   alignas(64) float stored[kMaxRows * kMaxDim];         // [row][d]: rotated, in the order of unpacked keys
   alignas(64) float keys[(kPageTokens + 1) * kMaxDim];  // row 64: the page's centre
   alignas(64) float values[kMaxDim * kPageTokens];
-  alignas(64) float scores[kMaxRows * (kPageTokens + 16)];
+  alignas(64) float scores[kMaxRows * kScoreStride];
   alignas(64) float products[kMaxRows * kMaxDim];
   Running running;
 };
-static constexpr int kScoreStride = kPageTokens + 16;
 
 static inline std::int64_t query_position(const Plan& plan, const Block& block, int r) {
   return block.length + (block.first_row + r) / plan.group;

@@ -147,6 +147,14 @@ void store_fringe(const EncodeArgs& a, const Part& part, const Work& work, int w
   }
 }
 
+// Rules 1 and 4 to 6 of one token: u of norm `norm`, or a NaN token.
+void code_token(const float* u, float norm, bool is_finite, int d, const core::CodeTable& table,
+                Searched& token) {
+  if (is_finite) return search(u, norm, d, table, token);
+  token.scale = kNanScale;
+  for (int e = 0; e < d; ++e) token.codes[e] = 0;
+}
+
 void encode_keys(const EncodeArgs& a, const Part& part, const Layout& layout, Work& work) {
   const PageFormat& format = layout.format;
   const int d = format.head_dim;
@@ -171,13 +179,9 @@ void encode_keys(const EncodeArgs& a, const Part& part, const Layout& layout, Wo
     const float about_centre = tree_squared_norm(u, d);
     const bool centred = about_centre < work.norms[t];
     const float norm = std::sqrt(centred ? about_centre : work.norms[t]);
-    if (finite(work.norms[t])) {
-      search(centred ? u : y, norm, d, core::key_table(format.k_bits), token);
-      if (!centred) token.scale = static_cast<std::uint16_t>(token.scale | kReferenceIsZero);
-    } else {
-      token.scale = kNanScale;
-      for (int e = 0; e < d; ++e) token.codes[e] = 0;
-    }
+    const bool is_finite = finite(work.norms[t]);
+    code_token(centred ? u : y, norm, is_finite, d, core::key_table(format.k_bits), token);
+    if (is_finite && !centred) token.scale = static_cast<std::uint16_t>(token.scale | kReferenceIsZero);
     pack_key(token.codes, layout, t, part.page);
     set_half(part.page + format.k_scales_offset(), core::scale_index(t), token.scale);
   }
@@ -190,12 +194,8 @@ void encode_values(const EncodeArgs& a, const Part& part, const Layout& layout, 
   load_rotated(a, part, a.values, a.basis.value_signs + part.head * d, work);
   Searched token;
   for (int t = part.begin; t < part.end; ++t) {
-    if (finite(work.norms[t])) {
-      search(work.y + t * d, std::sqrt(work.norms[t]), d, core::value_table(format.v_bits), token);
-    } else {
-      token.scale = kNanScale;
-      for (int e = 0; e < d; ++e) token.codes[e] = 0;
-    }
+    code_token(work.y + t * d, std::sqrt(work.norms[t]), finite(work.norms[t]), d,
+               core::value_table(format.v_bits), token);
     pack_value(token.codes, layout, t, part.page);
     set_half(part.page + format.v_scales_offset(), core::scale_index(t), token.scale);
   }

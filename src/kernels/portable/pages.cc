@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Codes to and from pages, byte by byte in storage order. Bound by one table load and one store a byte.
+// Codes to and from pages, byte by byte in storage order. Bound by loads and stores: at 3 and 2 bits one of
+// each for four codes; 4 bits are in nibbles.h.
 #include "kernels/portable/nibbles.h"
 
 namespace turboquant::kernels::TQ_ISA {
