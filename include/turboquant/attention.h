@@ -57,6 +57,8 @@ struct Sequences {
   // [count + 1]: the call's tokens of sequence i are rows token_starts[i] .. token_starts[i + 1], at
   // positions lengths[i], lengths[i] + 1, ... Not read by decode.
   const std::int32_t* token_starts = nullptr;
+  // token_starts[count], which CUDA verbs cannot read: it lies on the device. Not used on the CPU.
+  std::int64_t tokens = 0;
 };
 
 // Head vectors of ragged tokens, [tokens, heads, head_dim]; strides in elements, head_dim contiguous.
@@ -94,6 +96,10 @@ struct EncodeArgs {
   Fringe fringe;
   Sequences sequences;
   Rows keys, values;  // [tokens, kv_heads, head_dim], one dtype
+  // CUDA only. True promises that keys, values, lengths, page table and pages were complete before the
+  // stream's previous kernel began (it is the attend of the same tokens, say): encode may then read them
+  // while that kernel still runs. It writes only after that kernel has ended.
+  bool settled = false;
 };
 
 // Writes positions [0, lengths[i]) of every sequence as vectors in the model's own basis (keys before
@@ -130,8 +136,14 @@ struct AttendArgs {
   const float* sinks = nullptr;  // [q_heads] logits; null: none
   MutableRows out;               // [tokens, q_heads, head_dim]
   float* lse = nullptr;          // [tokens, q_heads], natural logarithm; may be null
-  void* workspace = nullptr;     // attend_workspace_bytes(), 64-byte aligned
+  // attend_workspace_bytes(), 64-byte aligned. On CUDA zeroed by the caller before its first use; every call
+  // leaves it ready for the next one on the same stream. Calls that may overlap need one each.
+  void* workspace = nullptr;
   std::size_t workspace_bytes = 0;
+  // CUDA only. True promises that pages, fringe, page table and lengths were complete before the stream's
+  // previous kernel began: attend may then read them while that kernel still runs. Queries and the call's
+  // own keys and values are read after it has ended, always.
+  bool settled = false;
 };
 
 // The balance s of algorithm.md from the first prefill: over the first 128 tokens of every sequence,

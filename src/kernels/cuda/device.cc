@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <array>
+#include <mutex>
+
+#include "kernels/cuda/launch.h"
+
+namespace turboquant::kernels::cuda {
+namespace {
+
+constexpr int kMaxDevices = 64;
+
+cudaError_t read_limits(int device, DeviceLimits& out) {
+  const struct {
+    cudaDeviceAttr what;
+    int* where;
+  } attributes[] = {{cudaDevAttrMultiProcessorCount, &out.sm_count},
+                    {cudaDevAttrMaxSharedMemoryPerBlockOptin, &out.shared_bytes},
+                    {cudaDevAttrComputeCapabilityMajor, &out.major},
+                    {cudaDevAttrComputeCapabilityMinor, &out.minor}};
+  for (const auto& attribute : attributes)
+    if (const cudaError_t error = cudaDeviceGetAttribute(attribute.where, attribute.what, device);
+        error != cudaSuccess)
+      return error;
+  return cudaSuccess;
+}
+
+}  // namespace
+
+Result<DeviceLimits> device_limits(int device) {
+  static std::mutex mutex;
+  static std::array<DeviceLimits, kMaxDevices> known;
+  if (device < 0 || device >= kMaxDevices)
+    return invalid("device index " + std::to_string(device) + " is not between 0 and " +
+                   std::to_string(kMaxDevices - 1));
+  const std::lock_guard lock(mutex);
+  DeviceLimits& limits = known[static_cast<std::size_t>(device)];
+  if (limits.sm_count == 0) {
+    DeviceLimits found;
+    if (const cudaError_t error = read_limits(device, found); error != cudaSuccess)
+      return Error{Code::kDevice, "CUDA device " + std::to_string(device) + ": " + cudaGetErrorString(error)};
+    limits = found;
+  }
+  return limits;
+}
+
+}  // namespace turboquant::kernels::cuda

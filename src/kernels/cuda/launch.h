@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <string>
+
+#include "turboquant/attention.h"
+
+// Launching kernels from host code. Every launch is checked; none is waited for.
+namespace turboquant::kernels::cuda {
+
+// What the schedules need to know of a device; read once.
+struct DeviceLimits {
+  int sm_count = 0;
+  int shared_bytes = 0;  // largest dynamic shared memory of a block
+  int major = 0, minor = 0;
+};
+Result<DeviceLimits> device_limits(int device);
+
+inline Status device_error(const char* what, cudaError_t error) {
+  return Error{Code::kDevice, std::string(what) + ": " + cudaGetErrorString(error)};
+}
+
+inline cudaStream_t stream_of(const Context& context) {
+  return static_cast<cudaStream_t>(context.stream.handle);
+}
+
+// A grid, and whether it may start while the stream's previous kernel still runs (programmatic dependent
+// launch; the kernel itself waits with griddepcontrol.wait). Devices before sm_90 ignore `overlap`.
+struct Launch {
+  const char* name;  // in errors
+  dim3 grid, block;
+  std::size_t shared_bytes = 0;
+  bool overlap = false;
+};
+
+template <class... Parameters, class... Arguments>
+Status launch(const Launch& how, const Context& context, void (*kernel)(Parameters...),
+              const Arguments&... arguments) {
+  if (how.grid.x == 0 || how.grid.y == 0 || how.grid.z == 0) return {};
+  const auto limits = device_limits(context.device.index);
+  if (!limits.ok()) return limits.error();
+  if (how.shared_bytes > 48 * 1024) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(how.shared_bytes));
+    if (error != cudaSuccess) return device_error(how.name, error);
+  }
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = how.grid;
+  config.blockDim = how.block;
+  config.dynamicSmemBytes = how.shared_bytes;
+  config.stream = stream_of(context);
+  config.attrs = &attribute;
+  config.numAttrs = how.overlap && limits.value().major >= 9 ? 1 : 0;
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+  return error == cudaSuccess ? Status{} : device_error(how.name, error);
+}
+
+}  // namespace turboquant::kernels::cuda
