@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "attention/checks.h"
+#include "kernels/cuda_table.h"
 #include "kernels/encode_rules.h"
 #include "kernels/vectors.h"
 
@@ -90,7 +91,8 @@ void balance_head(const BalanceArgs& a, int h) {
 
 Status balance(const BalanceArgs& args, const Context& context) {
   if (Status s = supports("balance", {64, 4, 4}, context.device.type); !s.ok()) return s;
-  if (Status s = attention::check(args); !s.ok()) return s;
+  if (Status s = attention::check(args, context.device.type); !s.ok()) return s;
+  if (context.device.type == DeviceType::kCuda) return kernels::cuda_table()->balance(args, context);
   Executor& executor = context.executor != nullptr ? *context.executor : default_executor();
   executor.for_each(static_cast<std::size_t>(args.kv_heads),
                     [&](std::size_t h) { balance_head(args, static_cast<int>(h)); });

@@ -9,6 +9,8 @@
 namespace turboquant::attention {
 namespace {
 
+constexpr std::size_t kWorkspaceAlignment = 64;
+
 std::string number(std::int64_t value) {
   return std::to_string(value);
 }
@@ -54,8 +56,15 @@ Status check_heads(int q_heads, int kv_heads) {
   return {};
 }
 
-Status check_pages(const Pages& pages, const Basis& basis) {
+bool aligned(const void* pointer, std::size_t bytes) {
+  return reinterpret_cast<std::uintptr_t>(pointer) % bytes == 0;
+}
+
+Status check_pages(const Pages& pages, const Basis& basis, DeviceType device) {
   if (Status s = check(pages.format); !s.ok()) return s;
+  if (device == DeviceType::kCuda && !aligned(pages.data, kPageAlignment))
+    return invalid("pages are not aligned to " + number(kPageAlignment) +
+                   " bytes, as CUDA kernels read them; cudaMalloc and torch align");
   if (pages.kv_heads < 1) return invalid("kv_heads=" + number(pages.kv_heads) + "; use at least 1");
   if (pages.count < 0) return invalid("pages.count=" + number(pages.count) + " is negative");
   return check_base(pages.format.head_dim, basis.base, basis.base_matrix);
@@ -69,8 +78,9 @@ Status check_fringe(const Fringe& fringe) {
   return {};
 }
 
-Status check_token_starts(const std::int32_t* token_starts, int count) {
+Status check_token_starts(const std::int32_t* token_starts, int count, DeviceType device) {
   if (token_starts == nullptr) return invalid("token_starts is null; pass [sequences + 1] row numbers");
+  if (device == DeviceType::kCuda) return {};
   if (token_starts[0] != 0) return invalid("token_starts[0]=" + number(token_starts[0]) + "; the first is 0");
   for (int i = 0; i < count; ++i)
     if (token_starts[i + 1] < token_starts[i])
@@ -97,15 +107,18 @@ Status check_table(const Sequences& s, int i, std::int64_t start, std::int64_t r
 }
 
 // Sequences with `tokens`: token_starts counts; with `writes`: the call's own positions need pages too.
-Status check_sequences(const Sequences& s, std::int64_t page_count, bool tokens, bool writes) {
+Status check_sequences(const Sequences& s, std::int64_t page_count, bool tokens, bool writes,
+                       DeviceType device) {
   if (s.count < 0) return invalid("sequences=" + number(s.count) + " is negative");
+  if (s.tokens < 0) return invalid("sequences.tokens=" + number(s.tokens) + " is negative");
   if (s.count == 0) return {};
   if (s.max_pages < 0) return invalid("max_pages=" + number(s.max_pages) + " is negative");
   if (Status p = all_given({{"lengths", s.lengths}}); !p.ok()) return p;
   if (s.max_pages > 0 && s.page_table == nullptr)
     return invalid("page_table is null with max_pages=" + number(s.max_pages));
   if (tokens)
-    if (Status t = check_token_starts(s.token_starts, s.count); !t.ok()) return t;
+    if (Status t = check_token_starts(s.token_starts, s.count, device); !t.ok()) return t;
+  if (device == DeviceType::kCuda) return {};
   for (int i = 0; i < s.count; ++i) {
     const std::int64_t length = s.lengths[i];
     if (length < 0) return invalid(at("lengths", i) + "=" + number(length) + " is negative");
@@ -117,6 +130,11 @@ Status check_sequences(const Sequences& s, std::int64_t page_count, bool tokens,
   return {};
 }
 
+Status one_dtype(const Rows& keys, const Rows& values) {
+  return invalid(std::string("keys are ") + name_of(keys.dtype) + " but values are " + name_of(values.dtype) +
+                 "; pass one dtype");
+}
+
 Status check_rows(const char* name, const Rows& rows) {
   if (rows.data == nullptr) return invalid(std::string(name) + " is null; pass rows of the documented shape");
   if (rows.token_stride < 0 || rows.head_stride < 0)
@@ -124,13 +142,18 @@ Status check_rows(const char* name, const Rows& rows) {
   return {};
 }
 
-bool no_tokens(const Sequences& s) {
-  return s.count == 0 || s.token_starts[s.count] == 0;
+bool no_tokens(const Sequences& s, DeviceType device) {
+  return s.count == 0 || tokens_of(s, device) == 0;
 }
 
 }  // namespace
 
-Status check(const RotateArgs& a) {
+std::int64_t tokens_of(const Sequences& s, DeviceType device) {
+  if (device == DeviceType::kCuda) return s.tokens;
+  return s.count > 0 && s.token_starts != nullptr ? s.token_starts[s.count] : 0;
+}
+
+Status check(const RotateArgs& a, DeviceType) {
   if (a.heads < 0 || a.tokens < 0)
     return invalid("heads=" + number(a.heads) + ", tokens=" + number(a.tokens) + "; neither may be negative");
   if (Status s = check_base(a.head_dim, a.base, a.base_matrix); !s.ok()) return s;
@@ -138,38 +161,39 @@ Status check(const RotateArgs& a) {
   return first_of({all_given({{"signs", a.signs}, {"out", a.out.data}}), check_rows("in", a.in)});
 }
 
-Status check(const BalanceArgs& a) {
+Status check(const BalanceArgs& a, DeviceType device) {
   if (a.head_dim < 1 || a.head_dim > 1024)
     return invalid("head_dim=" + number(a.head_dim) + " is out of range; use 1 to 1024");
   if (a.sequence_count < 1)
     return invalid("sequences=" + number(a.sequence_count) + "; balance needs at least 1");
   if (Status s = first_of({check_heads(a.q_heads, a.kv_heads), all_given({{"balance", a.balance}})}); !s.ok())
     return s;
-  if (Status s = check_token_starts(a.token_starts, a.sequence_count); !s.ok()) return s;
-  for (int i = 0; i < a.sequence_count && a.starts != nullptr; ++i)
-    if (a.starts[i] < 0) return invalid(at("starts", i) + "=" + number(a.starts[i]) + " is negative");
-  if (a.token_starts[a.sequence_count] == 0) return {};
+  if (Status s = check_token_starts(a.token_starts, a.sequence_count, device); !s.ok()) return s;
+  if (device == DeviceType::kCpu) {
+    for (int i = 0; i < a.sequence_count && a.starts != nullptr; ++i)
+      if (a.starts[i] < 0) return invalid(at("starts", i) + "=" + number(a.starts[i]) + " is negative");
+    if (a.token_starts[a.sequence_count] == 0) return {};
+  }
   return first_of({check_rows("query", a.query), check_rows("keys", a.keys)});
 }
 
-Status check(const EncodeArgs& a) {
-  if (Status s = first_of({check_pages(a.pages, a.basis), check_fringe(a.fringe)}); !s.ok()) return s;
-  if (Status s = check_sequences(a.sequences, a.pages.count, true, true); !s.ok()) return s;
-  if (no_tokens(a.sequences)) return {};
-  if (a.keys.dtype != a.values.dtype)
-    return invalid(std::string("keys are ") + name_of(a.keys.dtype) + " but values are " +
-                   name_of(a.values.dtype) + "; pass one dtype");
+Status check(const EncodeArgs& a, DeviceType device) {
+  if (Status s = first_of({check_pages(a.pages, a.basis, device), check_fringe(a.fringe)}); !s.ok()) return s;
+  if (Status s = check_sequences(a.sequences, a.pages.count, true, true, device); !s.ok()) return s;
+  if (no_tokens(a.sequences, device)) return {};
+  if (a.keys.dtype != a.values.dtype) return one_dtype(a.keys, a.values);
   return first_of(
       {all_given(
            {{"pages", a.pages.data}, {"key_signs", a.basis.key_signs}, {"value_signs", a.basis.value_signs}}),
        check_rows("keys", a.keys), check_rows("values", a.values)});
 }
 
-Status check(const DecodeArgs& a) {
-  if (Status s = first_of({check_pages(a.pages, a.basis), check_fringe(a.fringe)}); !s.ok()) return s;
-  if (Status s = check_sequences(a.sequences, a.pages.count, false, false); !s.ok()) return s;
-  bool any = false;
-  for (int i = 0; i < a.sequences.count; ++i) {
+Status check(const DecodeArgs& a, DeviceType device) {
+  if (Status s = first_of({check_pages(a.pages, a.basis, device), check_fringe(a.fringe)}); !s.ok()) return s;
+  if (Status s = check_sequences(a.sequences, a.pages.count, false, false, device); !s.ok()) return s;
+  if (a.max_tokens < 0) return invalid("max_tokens=" + number(a.max_tokens) + " is negative");
+  bool any = device == DeviceType::kCuda && a.sequences.count > 0 && a.max_tokens > 0;
+  for (int i = 0; i < a.sequences.count && device == DeviceType::kCpu; ++i) {
     any = any || a.sequences.lengths[i] > 0;
     if (a.sequences.lengths[i] > a.max_tokens)
       return invalid(at("lengths", i) + "=" + number(a.sequences.lengths[i]) +
@@ -183,14 +207,14 @@ Status check(const DecodeArgs& a) {
                     {"values", a.values}});
 }
 
-Status check(const AttendArgs& a, std::size_t workspace_needed) {
-  if (Status s = first_of({check_pages(a.pages, a.basis), check_fringe(a.fringe)}); !s.ok()) return s;
-  if (Status s = check_sequences(a.sequences, a.pages.count, true, false); !s.ok()) return s;
+Status check(const AttendArgs& a, std::size_t workspace_needed, DeviceType device) {
+  if (Status s = first_of({check_pages(a.pages, a.basis, device), check_fringe(a.fringe)}); !s.ok()) return s;
+  if (Status s = check_sequences(a.sequences, a.pages.count, true, false, device); !s.ok()) return s;
   if (Status s = check_heads(a.q_heads, a.pages.kv_heads); !s.ok()) return s;
   if (!(a.softcap >= 0))
     return invalid("softcap=" + std::to_string(a.softcap) + " is negative; 0 means none");
   if (a.window < 0) return invalid("window=" + number(a.window) + " is negative; 0 means none");
-  if (no_tokens(a.sequences)) return {};
+  if (no_tokens(a.sequences, device)) return {};
   if (Status s = first_of({all_given({{"query_signs", a.basis.query_signs},
                                       {"value_signs", a.basis.value_signs},
                                       {"out", a.out.data}}),
@@ -200,6 +224,10 @@ Status check(const AttendArgs& a, std::size_t workspace_needed) {
   if ((a.keys.data == nullptr) != (a.values.data == nullptr))
     return invalid(
         "of the call's own keys and values only one is given; pass both, or neither for history only");
+  if (device == DeviceType::kCuda && a.keys.data != nullptr && a.keys.dtype != a.values.dtype)
+    return one_dtype(a.keys, a.values);
+  if (device == DeviceType::kCuda && !aligned(a.workspace, kWorkspaceAlignment))
+    return invalid("workspace is not aligned to " + number(kWorkspaceAlignment) + " bytes");
   if (workspace_needed > 0 && a.workspace == nullptr)
     return invalid("workspace is null; pass attend_workspace_bytes()=" + std::to_string(workspace_needed) +
                    " bytes");

@@ -3,14 +3,18 @@
 
 #include "turboquant/attention.h"
 
-// What kernels rely on. Each check reads everything the verb will read of tables, lengths and starts (on
-// the CPU), names the first value that is wrong and what would be right, and changes nothing.
+// What kernels rely on. Each check names the first value that is wrong and what would be right, and changes
+// nothing. On the CPU it reads everything the verb will read of tables, lengths and starts; for CUDA these
+// lie on the device, and only what the host holds is checked: no pointer is followed.
 namespace turboquant::attention {
 
-Status check(const RotateArgs& args);
-Status check(const BalanceArgs& args);
-Status check(const EncodeArgs& args);
-Status check(const DecodeArgs& args);
-Status check(const AttendArgs& args, std::size_t workspace_needed);
+Status check(const RotateArgs& args, DeviceType device);
+Status check(const BalanceArgs& args, DeviceType device);
+Status check(const EncodeArgs& args, DeviceType device);
+Status check(const DecodeArgs& args, DeviceType device);
+Status check(const AttendArgs& args, std::size_t workspace_needed, DeviceType device);
+
+// The rows of a call.
+std::int64_t tokens_of(const Sequences& sequences, DeviceType device);
 
 }  // namespace turboquant::attention

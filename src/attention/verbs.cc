@@ -3,6 +3,7 @@
 #include <string>
 
 #include "attention/checks.h"
+#include "kernels/cuda_table.h"
 #include "kernels/kernels.h"
 #include "turboquant/attention.h"
 
@@ -13,9 +14,7 @@ Executor& executor_of(const Context& context) {
   return context.executor != nullptr ? *context.executor : default_executor();
 }
 
-Result<const kernels::KernelTable*> table_for(DeviceType device) {
-  if (device == DeviceType::kCuda)
-    return unsupported("this build has no CUDA kernels; move the tensors to the CPU");
+Result<const kernels::KernelTable*> cpu_table() {
   const kernels::KernelTable* table = kernels::active();
   if (table != nullptr) return table;
   std::string names;
@@ -25,13 +24,39 @@ Result<const kernels::KernelTable*> table_for(DeviceType device) {
                      names);
 }
 
+Result<const kernels::CudaTable*> cuda_table() {
+  if (const kernels::CudaTable* table = kernels::cuda_table(); table != nullptr) return table;
+  return unsupported(
+      "this build has no CUDA kernels; build with -DTQ_CUDA=ON where nvcc is, or move the tensors to the "
+      "CPU");
+}
+
+// Calls without a row launch nothing: their pointers may be null.
+bool empty(const RotateArgs& a) {
+  return a.heads == 0 || a.tokens == 0;
+}
+bool empty(const DecodeArgs& a) {
+  return a.sequences.count == 0 || a.max_tokens == 0;
+}
+template <class Args>  // encode, attend
+bool empty(const Args& a) {
+  return a.sequences.count == 0 || a.sequences.tokens == 0;
+}
+
 // check, then kernel(args): the whole of a verb.
 template <class Args>
 Status run(const Args& args, const Context& context,
-           void (*kernels::KernelTable::*verb)(const Args&, Executor&)) {
-  const auto table = table_for(context.device.type);
+           void (*kernels::KernelTable::*verb)(const Args&, Executor&),
+           Status (*kernels::CudaTable::*cuda_verb)(const Args&, const Context&)) {
+  if (context.device.type == DeviceType::kCuda) {
+    const auto table = cuda_table();
+    if (!table.ok()) return table.error();
+    if (Status s = attention::check(args, DeviceType::kCuda); !s.ok() || empty(args)) return s;
+    return (table.value()->*cuda_verb)(args, context);
+  }
+  const auto table = cpu_table();
   if (!table.ok()) return table.error();
-  if (Status s = attention::check(args); !s.ok()) return s;
+  if (Status s = attention::check(args, DeviceType::kCpu); !s.ok()) return s;
   (table.value()->*verb)(args, executor_of(context));
   return {};
 }
@@ -39,35 +64,38 @@ Status run(const Args& args, const Context& context,
 }  // namespace
 
 Status rotate(const RotateArgs& args, const Context& context) {
-  return run(args, context, &kernels::KernelTable::rotate);
+  return run(args, context, &kernels::KernelTable::rotate, &kernels::CudaTable::rotate);
 }
 
 Status encode(const EncodeArgs& args, const Context& context) {
-  return run(args, context, &kernels::KernelTable::encode);
+  return run(args, context, &kernels::KernelTable::encode, &kernels::CudaTable::encode);
 }
 
 Status decode(const DecodeArgs& args, const Context& context) {
-  return run(args, context, &kernels::KernelTable::decode);
+  return run(args, context, &kernels::KernelTable::decode, &kernels::CudaTable::decode);
 }
 
 Status attend(const AttendArgs& args, const Context& context) {
-  const auto table = table_for(context.device.type);
-  if (!table.ok()) return table.error();
+  const DeviceType device = context.device.type;
+  if (Status s = supports("attend", args.pages.format, device); !s.ok()) return s;
   const Sequences& s = args.sequences;
-  const std::int64_t tokens = s.count > 0 && s.token_starts != nullptr ? s.token_starts[s.count] : 0;
-  const std::size_t needed =
-      attend_workspace_bytes(args.pages.format, args.pages.kv_heads, args.q_heads, s.count, tokens, context);
-  if (Status checked = attention::check(args, needed); !checked.ok()) return checked;
-  table.value()->attend(args, executor_of(context));
+  const std::size_t needed = attend_workspace_bytes(args.pages.format, args.pages.kv_heads, args.q_heads,
+                                                    s.count, attention::tokens_of(s, device), context);
+  if (Status checked = attention::check(args, needed, device); !checked.ok()) return checked;
+  if (device == DeviceType::kCpu) cpu_table().value()->attend(args, executor_of(context));
+  else if (!empty(args)) return cuda_table().value()->attend(args, context);
   return {};
 }
 
 std::size_t attend_workspace_bytes(const PageFormat& format, int kv_heads, int q_heads, int sequences,
                                    std::int64_t tokens, const Context& context) {
-  const auto table = table_for(context.device.type);
-  if (!table.ok() || kv_heads < 1 || q_heads < kv_heads || sequences < 1 || tokens < 1) return 0;
-  return table.value()->attend_workspace_bytes(format, kv_heads, q_heads, sequences, tokens,
-                                               executor_of(context).threads());
+  if (!supports("attend", format, context.device.type).ok()) return 0;
+  if (kv_heads < 1 || q_heads < kv_heads || sequences < 1 || tokens < 1) return 0;
+  if (context.device.type == DeviceType::kCuda)
+    return cuda_table().value()->attend_workspace_bytes(format, kv_heads, q_heads, sequences, tokens,
+                                                        context);
+  return cpu_table().value()->attend_workspace_bytes(format, kv_heads, q_heads, sequences, tokens,
+                                                     executor_of(context).threads());
 }
 
 Status supports(std::string_view verb, const PageFormat& format, DeviceType device) {
@@ -78,7 +106,11 @@ Status supports(std::string_view verb, const PageFormat& format, DeviceType devi
     return invalid("verb \"" + std::string(verb) +
                    "\" is unknown; use rotate, balance, encode, decode or attend");
   if (Status s = check(format); !s.ok()) return s;
-  const auto table = table_for(device);
+  if (device == DeviceType::kCuda) {
+    const auto table = cuda_table();
+    return table.ok() ? Status{} : Status{table.error()};
+  }
+  const auto table = cpu_table();
   return table.ok() ? Status{} : Status{table.error()};
 }
 

@@ -44,6 +44,7 @@ TEST(InfoCommand, SpeaksJson) {
   for (const json& table : found["kernels"])
     used += table["used"].get<bool>() && table["runs_here"].get<bool>();
   EXPECT_EQ(used, 1) << said.out;
+  EXPECT_TRUE(found["cuda"].is_boolean());
 }
 
 TEST(InfoCommand, UsesTheForcedKernels) {

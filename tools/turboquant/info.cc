@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "commands.h"
+#include "kernels/cuda_table.h"
 #include "kernels/kernels.h"
 #include "turboquant/device.h"
 #include "turboquant/version.h"
@@ -46,7 +47,8 @@ void print_json() {
   const nlohmann::ordered_json out = {{"version", version()},
                                       {"threads", default_executor().threads()},
                                       {"instruction_sets", instruction_sets()},
-                                      {"kernels", tables}};
+                                      {"kernels", tables},
+                                      {"cuda", kernels::cuda_table() != nullptr}};
   std::cout << out.dump(2) << "\n";
 }
 
@@ -65,6 +67,8 @@ void print_text() {
               << "\n";
     heading = "                  ";
   }
+  std::cout << "cuda              " << (kernels::cuda_table() != nullptr ? "built in" : "not in this build")
+            << "\n";
 }
 
 // A forced table that is not there is an error here as everywhere.

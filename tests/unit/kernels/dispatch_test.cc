@@ -32,11 +32,5 @@ TEST(Dispatch, NamesTheTablesOfThisMachineWhenTheForcedOneIsUnknown) {
   }
 }
 
-TEST(Dispatch, RefusesCudaInABuildWithoutIt) {
-  const Status status = supports("encode", {64, 4, 4}, DeviceType::kCuda);
-  ASSERT_FALSE(status.ok());
-  EXPECT_EQ(status.error().code, Code::kUnsupported);
-}
-
 }  // namespace
 }  // namespace turboquant::kernels
