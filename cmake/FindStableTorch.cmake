@@ -3,11 +3,12 @@
 # torch's own package file is not used: with a CUDA build of torch it asks for the whole CUDA toolkit.
 #
 # Looks into the Python that builds the wheel (Python_EXECUTABLE or PYTHON_EXECUTABLE, set by scikit-build-core), else ./.venv, else python3.
-# Sets StableTorch_VERSION and the target StableTorch::torch_cpu.
+# Sets StableTorch_VERSION and the target StableTorch::torch_cpu, and StableTorch::torch_cuda, which a CPU-only torch lacks:
+# then it stands for a library of that name that the machine's torch brings.
 if(NOT Python_EXECUTABLE AND PYTHON_EXECUTABLE)
   set(Python_EXECUTABLE ${PYTHON_EXECUTABLE})
-elseif(NOT Python_EXECUTABLE AND EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/.venv/bin/python)
-  set(Python_EXECUTABLE ${CMAKE_CURRENT_SOURCE_DIR}/.venv/bin/python)
+elseif(NOT Python_EXECUTABLE AND EXISTS ${PROJECT_SOURCE_DIR}/.venv/bin/python)
+  set(Python_EXECUTABLE ${PROJECT_SOURCE_DIR}/.venv/bin/python)
 endif()
 find_package(Python 3.11 QUIET COMPONENTS Interpreter)
 
@@ -34,4 +35,9 @@ if(StableTorch_FOUND AND NOT TARGET StableTorch::torch_cpu)
     IMPORTED_LOCATION ${StableTorch_LIBRARY}
     INTERFACE_INCLUDE_DIRECTORIES ${StableTorch_INCLUDE_DIR}
     INTERFACE_COMPILE_DEFINITIONS TORCH_TARGET_VERSION=0x020b000000000000)
+  find_library(StableTorch_CUDA_LIBRARY torch_cuda PATHS ${StableTorch_ROOT_DIR}/lib NO_DEFAULT_PATH NO_CACHE)
+  add_library(StableTorch::torch_cuda INTERFACE IMPORTED)
+  if(StableTorch_CUDA_LIBRARY)
+    target_link_libraries(StableTorch::torch_cuda INTERFACE ${StableTorch_CUDA_LIBRARY})
+  endif()
 endif()

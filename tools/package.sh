@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Usage: tools/package.sh wheel     builds dist/turboquant-<version>-py3-none-<platform>.whl
 #        tools/package.sh install   the same, into .venv; nothing to do when no input of it has changed
-# Builds incrementally in build/wheel, against the torch of .venv.
+# Builds incrementally in build/wheel, against the torch of .venv. With nvcc the wheel has the CUDA operators too, for the
+# architectures that cmake/Cuda.cmake picks; CMAKE_ARGS="-DTQ_CUDA=OFF" leaves them out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=.venv/bin/python
@@ -13,7 +14,8 @@ fingerprint() {
   { find CMakeLists.txt pyproject.toml README.md cmake include src bindings python -type f ! -name '*.pyc' -print0 2>/dev/null |
       sort -z | xargs -0 sha256sum
     cat .venv/.turboquant-setup
-    "$python" -c 'import os, sys; print(sys.prefix, os.environ.get("CXX"), os.environ.get("CXXFLAGS"))'
+    "$python" -c 'import os, sys; print(sys.prefix, *map(os.environ.get, ("CXX", "CXXFLAGS", "CUDACXX", "CMAKE_ARGS")))'
+    command -v nvcc /usr/local/cuda/bin/nvcc || true
   } | sha256sum | cut -d' ' -f1
 }
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "args.h"
 
+#include "call.h"
+
 namespace turboquant::ops {
 
 PageFormat page_format(std::int64_t head_dim, std::int64_t k_bits, std::int64_t v_bits) {
@@ -32,6 +34,7 @@ Sequences sequences_of(const Tensor& page_table, const Tensor& lengths, const Op
   result.max_pages = narrow("page_table.shape[1]", page_table.size(1));
   result.lengths = ints({"lengths", lengths}, {{"sequences", sizes.sequences}});
   result.starts = ints("starts", starts, {{"sequences", sizes.sequences}});
+  result.tokens = sizes.tokens;
   if (token_starts) {
     result.token_starts = ints({"token_starts", *token_starts}, {{"sequences + 1", sizes.sequences + 1}});
     check_token_count(result.token_starts, sizes.sequences, sizes.tokens);
@@ -40,6 +43,7 @@ Sequences sequences_of(const Tensor& page_table, const Tensor& lengths, const Op
 }
 
 void check_token_count(const std::int32_t* token_starts, std::int64_t sequences, std::int64_t tokens) {
+  if (kDevice == DeviceType::kCuda) return;
   if (const std::int32_t last = token_starts[sequences]; last != tokens)
     raise(invalid("token_starts[" + std::to_string(sequences) + "]=" + std::to_string(last) +
                   " but the call has " + std::to_string(tokens) +
@@ -88,9 +92,7 @@ void set_base(const OptionalTensor& base, int& size, const float*& matrix) {
 }
 
 Rows rows_of(const Argument& argument, const Dim& heads, const Sizes& sizes) {
-  argument.on_cpu()
-      .shaped({{"tokens", sizes.tokens}, heads, {"head_dim", sizes.head_dim}})
-      .last_dim_contiguous();
+  argument.shaped({{"tokens", sizes.tokens}, heads, {"head_dim", sizes.head_dim}}).last_dim_contiguous();
   const Tensor& tensor = argument.tensor;
   static constexpr float kNone = 0;  // an empty tensor is not an absent one
   return {.dtype = argument.real_dtype(),

@@ -24,7 +24,8 @@ Pages pages_of(const Tensor& pages, const PageFormat& format, bool writes, Sizes
 Sequences sequences_of(const Tensor& page_table, const Tensor& lengths, const OptionalTensor& starts,
                        const Tensor* token_starts, Sizes& sizes);
 
-// token_starts ends at the call's number of rows: the core takes the rows' word for it.
+// token_starts ends at the call's number of rows: the core takes the rows' word for it. On CUDA the caller
+// promises it.
 void check_token_count(const std::int32_t* token_starts, std::int64_t sequences, std::int64_t tokens);
 
 // fringe [sequences, kv_heads, first + recent, 2, head_dim] float16, recent_starts [sequences] int32.

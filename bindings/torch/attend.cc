@@ -5,17 +5,42 @@
 #include <tuple>
 
 #include "args.h"
-#include "executor.h"
+#include "call.h"
 
 namespace turboquant::ops {
 namespace {
 
-std::tuple<Tensor, Tensor> attend(
-    const Tensor& query, const OptionalTensor& keys, const OptionalTensor& values, const Tensor& token_starts,
-    const Tensor& pages, const Tensor& page_table, const Tensor& lengths, const OptionalTensor& starts,
-    const OptionalTensor& fringe, const OptionalTensor& recent_starts, const Tensor& query_signs,
-    const Tensor& value_signs, const OptionalTensor& base, const OptionalTensor& sinks, std::int64_t k_bits,
-    std::int64_t v_bits, std::int64_t fringe_first, double scale, double softcap, std::int64_t window) {
+// For one call. CUDA kernels count in it and expect zeros.
+Tensor new_workspace(const Tensor& like, std::size_t bytes) {
+  const std::int64_t size = static_cast<std::int64_t>(bytes);
+  return kDevice == DeviceType::kCuda ? torch::stable::new_zeros(like, {size}, ScalarType::Byte)
+                                      : torch::stable::new_empty(like, {size}, ScalarType::Byte);
+}
+
+std::tuple<Tensor, Tensor> attend(const Tensor& query, const OptionalTensor& keys,
+                                  const OptionalTensor& values, const Tensor& token_starts,
+                                  const Tensor& pages, const Tensor& page_table, const Tensor& lengths,
+                                  const OptionalTensor& starts, const OptionalTensor& fringe,
+                                  const OptionalTensor& recent_starts, const Tensor& query_signs,
+                                  const Tensor& value_signs, const OptionalTensor& base,
+                                  const OptionalTensor& sinks, std::int64_t k_bits, std::int64_t v_bits,
+                                  std::int64_t fringe_first, double scale, double softcap,
+                                  std::int64_t window, bool settled, const OptionalTensor& workspace) {
+  const Call call({{"query", query},
+                   {"keys", keys},
+                   {"values", values},
+                   {"token_starts", token_starts},
+                   {"pages", pages},
+                   {"page_table", page_table},
+                   {"lengths", lengths},
+                   {"starts", starts},
+                   {"fringe", fringe},
+                   {"recent_starts", recent_starts},
+                   {"query_signs", query_signs},
+                   {"value_signs", value_signs},
+                   {"base", base},
+                   {"sinks", sinks},
+                   {"workspace", workspace}});
   Argument{"query", query}.shaped({{"tokens"}, {"q_heads"}, {"head_dim"}});
   const std::int64_t q_heads = query.size(1);
   Sizes sizes{.tokens = query.size(0), .head_dim = query.size(2)};
@@ -41,23 +66,24 @@ std::tuple<Tensor, Tensor> attend(
   args.window = narrow("window", window);
   args.sinks = floats("sinks", sinks, {{"q_heads", q_heads}});
 
-  const Context context = cpu_context();
+  args.settled = settled;
+
   Tensor out = torch::stable::new_empty(query, query.sizes());
   Tensor lse = torch::stable::new_empty(query, {sizes.tokens, q_heads}, ScalarType::Float);
-  args.workspace_bytes = attend_workspace_bytes(args.pages.format, args.pages.kv_heads, args.q_heads,
-                                                args.sequences.count, sizes.tokens, context);
-  const Tensor workspace =
-      torch::stable::new_empty(query, {static_cast<std::int64_t>(args.workspace_bytes)}, ScalarType::Byte);
-  args.workspace = workspace.mutable_data_ptr();
   args.out = rows_of(out);
   args.lse = static_cast<float*>(lse.mutable_data_ptr());
-  require(turboquant::attend(args, context));
+  const std::size_t needed = attend_workspace_bytes(args.pages.format, args.pages.kv_heads, args.q_heads,
+                                                    args.sequences.count, sizes.tokens, call.context());
+  const Tensor bytes = workspace ? *workspace : new_workspace(query, needed);
+  args.workspace = mutable_data({"workspace", bytes}, ScalarType::Byte, {{"bytes"}});
+  args.workspace_bytes = static_cast<std::size_t>(bytes.size(0));
+  require(turboquant::attend(args, call.context()));
   return {out, lse};
 }
 
 }  // namespace
 }  // namespace turboquant::ops
 
-STABLE_TORCH_LIBRARY_IMPL(turboquant, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(turboquant, TQ_TORCH_DEVICE, m) {
   m.impl("attend", TORCH_BOX(&turboquant::ops::attend));
 }

@@ -3,13 +3,14 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "args.h"
-#include "executor.h"
+#include "call.h"
 
 namespace turboquant::ops {
 namespace {
 
 Tensor balance(const Tensor& query, const Tensor& keys, const Tensor& token_starts,
                const OptionalTensor& starts) {
+  const Call call({{"query", query}, {"keys", keys}, {"token_starts", token_starts}, {"starts", starts}});
   Argument{"query", query}.shaped({{"tokens"}, {"q_heads"}, {"head_dim"}});
   Argument{"keys", keys}.shaped({{"tokens", query.size(0)}, {"kv_heads"}, {"head_dim", query.size(2)}});
   const Sizes sizes{.tokens = query.size(0), .kv_heads = keys.size(1), .head_dim = query.size(2)};
@@ -27,13 +28,13 @@ Tensor balance(const Tensor& query, const Tensor& keys, const Tensor& token_star
   args.starts = ints("starts", starts, {{"sequences", args.sequence_count}});
   const Tensor out = torch::stable::new_empty(query, {sizes.kv_heads, sizes.head_dim}, ScalarType::Float);
   args.balance = static_cast<float*>(out.mutable_data_ptr());
-  require(turboquant::balance(args, cpu_context()));
+  require(turboquant::balance(args, call.context()));
   return out;
 }
 
 }  // namespace
 }  // namespace turboquant::ops
 
-STABLE_TORCH_LIBRARY_IMPL(turboquant, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(turboquant, TQ_TORCH_DEVICE, m) {
   m.impl("balance", TORCH_BOX(&turboquant::ops::balance));
 }

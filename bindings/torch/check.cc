@@ -63,7 +63,7 @@ bool matches(const Tensor& tensor, std::initializer_list<Dim> shape) {
 }
 
 void check_dense(const Argument& argument, ScalarType dtype, std::initializer_list<Dim> shape) {
-  argument.on_cpu().of(dtype).shaped(shape).contiguous();
+  argument.of(dtype).shaped(shape).contiguous();
 }
 
 }  // namespace
@@ -73,12 +73,6 @@ void raise(const Error& error) {
                      : error.code == Code::kUnsupported   ? "unsupported: "
                                                           : "device: ";
   throw std::runtime_error(std::string("turboquant: ") + kind + error.message);
-}
-
-const Argument& Argument::on_cpu() const {
-  if (!tensor.is_cpu())
-    raise(invalid(std::string(name) + " is not on the CPU, where this call runs; pass " + name + ".cpu()"));
-  return *this;
 }
 
 const Argument& Argument::of(ScalarType dtype) const {

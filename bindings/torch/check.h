@@ -43,7 +43,6 @@ struct Argument {
   const char* name;
   const Tensor& tensor;
 
-  const Argument& on_cpu() const;
   const Argument& of(ScalarType dtype) const;
   const Argument& shaped(std::initializer_list<Dim> shape) const;
   const Argument& contiguous() const;

@@ -5,7 +5,7 @@
 #include <tuple>
 
 #include "args.h"
-#include "executor.h"
+#include "call.h"
 
 namespace turboquant::ops {
 namespace {
@@ -16,6 +16,15 @@ std::tuple<Tensor, Tensor> decode(const Tensor& pages, const Tensor& page_table,
                                   const Tensor& value_signs, const OptionalTensor& base,
                                   std::int64_t head_dim, std::int64_t k_bits, std::int64_t v_bits,
                                   std::int64_t fringe_first, std::int64_t max_tokens, ScalarType dtype) {
+  const Call call({{"pages", pages},
+                   {"page_table", page_table},
+                   {"lengths", lengths},
+                   {"starts", starts},
+                   {"fringe", fringe},
+                   {"recent_starts", recent_starts},
+                   {"query_signs", query_signs},
+                   {"value_signs", value_signs},
+                   {"base", base}});
   Sizes sizes{.head_dim = head_dim};
   DecodeArgs args;
   args.pages = pages_of(pages, page_format(head_dim, k_bits, v_bits), /*writes=*/false, sizes);
@@ -36,7 +45,7 @@ std::tuple<Tensor, Tensor> decode(const Tensor& pages, const Tensor& page_table,
   if (keys.numel() > 0) {
     args.keys = keys.mutable_data_ptr();
     args.values = values.mutable_data_ptr();
-    require(turboquant::decode(args, cpu_context()));
+    require(turboquant::decode(args, call.context()));
   }
   return {keys, values};
 }
@@ -44,6 +53,6 @@ std::tuple<Tensor, Tensor> decode(const Tensor& pages, const Tensor& page_table,
 }  // namespace
 }  // namespace turboquant::ops
 
-STABLE_TORCH_LIBRARY_IMPL(turboquant, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(turboquant, TQ_TORCH_DEVICE, m) {
   m.impl("decode", TORCH_BOX(&turboquant::ops::decode));
 }

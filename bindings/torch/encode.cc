@@ -2,7 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "args.h"
-#include "executor.h"
+#include "call.h"
 
 namespace turboquant::ops {
 namespace {
@@ -11,7 +11,19 @@ void encode(const Tensor& keys, const Tensor& values, const Tensor& token_starts
             const Tensor& lengths, const OptionalTensor& starts, const Tensor& pages,
             const OptionalTensor& fringe, const OptionalTensor& recent_starts, const Tensor& key_signs,
             const Tensor& value_signs, const OptionalTensor& base, std::int64_t k_bits, std::int64_t v_bits,
-            std::int64_t fringe_first) {
+            std::int64_t fringe_first, bool settled) {
+  const Call call({{"keys", keys},
+                   {"values", values},
+                   {"token_starts", token_starts},
+                   {"page_table", page_table},
+                   {"lengths", lengths},
+                   {"starts", starts},
+                   {"pages", pages},
+                   {"fringe", fringe},
+                   {"recent_starts", recent_starts},
+                   {"key_signs", key_signs},
+                   {"value_signs", value_signs},
+                   {"base", base}});
   Argument{"keys", keys}.shaped({{"tokens"}, {"kv_heads"}, {"head_dim"}});
   Sizes sizes{.tokens = keys.size(0), .head_dim = keys.size(2)};
   EncodeArgs args;
@@ -24,12 +36,13 @@ void encode(const Tensor& keys, const Tensor& values, const Tensor& token_starts
   args.basis.key_signs = signs_of("key_signs", key_signs, sizes);
   args.basis.value_signs = signs_of("value_signs", value_signs, sizes);
   set_base(base, args.basis.base, args.basis.base_matrix);
-  require(turboquant::encode(args, cpu_context()));
+  args.settled = settled;
+  require(turboquant::encode(args, call.context()));
 }
 
 }  // namespace
 }  // namespace turboquant::ops
 
-STABLE_TORCH_LIBRARY_IMPL(turboquant, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(turboquant, TQ_TORCH_DEVICE, m) {
   m.impl("encode", TORCH_BOX(&turboquant::ops::encode));
 }

@@ -9,7 +9,8 @@ STABLE_TORCH_LIBRARY(turboquant, m) {
   m.def(
       "encode(Tensor keys, Tensor values, Tensor token_starts, Tensor page_table, Tensor lengths, "
       "Tensor? starts, Tensor(a!) pages, Tensor(b!)? fringe, Tensor? recent_starts, "
-      "Tensor key_signs, Tensor value_signs, Tensor? base, int k_bits, int v_bits, int fringe_first) -> ()");
+      "Tensor key_signs, Tensor value_signs, Tensor? base, int k_bits, int v_bits, int fringe_first, "
+      "bool settled=False) -> ()");
   m.def(
       "decode(Tensor pages, Tensor page_table, Tensor lengths, Tensor? starts, Tensor? fringe, "
       "Tensor? recent_starts, Tensor query_signs, Tensor value_signs, Tensor? base, int head_dim, "
@@ -19,8 +20,16 @@ STABLE_TORCH_LIBRARY(turboquant, m) {
       "attend(Tensor query, Tensor? keys, Tensor? values, Tensor token_starts, Tensor pages, "
       "Tensor page_table, Tensor lengths, Tensor? starts, Tensor? fringe, Tensor? recent_starts, "
       "Tensor query_signs, Tensor value_signs, Tensor? base, Tensor? sinks, int k_bits, int v_bits, "
-      "int fringe_first, float scale, float softcap, int window) -> (Tensor out, Tensor lse)");
+      "int fringe_first, float scale, float softcap, int window, bool settled=False, "
+      "Tensor(z!)? workspace=None) -> (Tensor out, Tensor lse)");
 
+  m.def(
+      "attend_workspace_bytes(int head_dim, int k_bits, int v_bits, int kv_heads, int q_heads, int "
+      "sequences, "
+      "int tokens, int device=-1) -> int");
+  m.def(  // what the one above asks the CUDA library
+      "cuda_attend_workspace_bytes(int head_dim, int k_bits, int v_bits, int kv_heads, int q_heads, "
+      "int sequences, int tokens, int device) -> int");
   m.def("page_bytes(int head_dim, int k_bits, int v_bits) -> int");
   m.def("random_signs(int dim, int seed) -> Tensor");
   m.def("hadamard_base(int head_dim) -> Tensor");

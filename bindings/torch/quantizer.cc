@@ -11,8 +11,8 @@
 #include <mutex>
 #include <tuple>
 
+#include "call.h"
 #include "check.h"
-#include "executor.h"
 #include "turboquant/codebook.h"
 
 namespace turboquant::ops {
@@ -33,6 +33,10 @@ std::shared_ptr<const Quantizer> cached(const QuantizerOptions& o) {
   if (made.size() >= kMany) made.clear();
   made.emplace(key, quantizer);
   return quantizer;
+}
+
+Executor& executor() {
+  return *context_of(0).executor;
 }
 
 QuantizerOptions options(std::int64_t dim, std::int64_t bits, std::int64_t seed, bool haar,
@@ -89,7 +93,7 @@ std::tuple<Tensor, Tensor> mse_quantize(const Tensor& x, std::int64_t bits, std:
   const std::int64_t dim = dim_of({"x", x}), n = x.size(0);
   const std::span<const float> in = vectors({"x", x}, {"dim"});
   const auto quantizer = cached<MseQuantizer>(options(dim, bits, seed, haar, norm_correct));
-  const MseCodes codes = take(quantizer->encode(in, torch_executor()));
+  const MseCodes codes = take(quantizer->encode(in, executor()));
   return {tensor(codes.codes, {n, static_cast<std::int64_t>(quantizer->code_bytes())}),
           tensor(codes.norms, {n})};
 }
@@ -101,7 +105,7 @@ Tensor mse_dequantize(const Tensor& codes, const Tensor& norms, std::int64_t dim
   MseCodes in;
   in.codes = values<std::uint8_t>({"codes", codes}, {{"n"}, packed});
   in.norms = values<float>({"norms", norms}, {{"n", codes.size(0)}});
-  return tensor(take(quantizer->decode(in, torch_executor())), {codes.size(0), dim});
+  return tensor(take(quantizer->decode(in, executor())), {codes.size(0), dim});
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> prod_quantize(const Tensor& x, std::int64_t bits,
@@ -109,7 +113,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> prod_quantize(const Tensor& x, std::i
   const std::int64_t dim = dim_of({"x", x}), n = x.size(0);
   const std::span<const float> in = vectors({"x", x}, {"dim"});
   const auto quantizer = cached<ProdQuantizer>(options(dim, bits, seed, haar, false));
-  const ProdCodes codes = take(quantizer->encode(in, torch_executor()));
+  const ProdCodes codes = take(quantizer->encode(in, executor()));
   return {tensor(codes.codes, {n, static_cast<std::int64_t>(quantizer->code_bytes())}),
           tensor(codes.signs, {n, static_cast<std::int64_t>(quantizer->sign_bytes())}),
           tensor(codes.norms, {n}), tensor(codes.residual_norms, {n})};
@@ -132,7 +136,7 @@ Tensor prod_dequantize(const Tensor& codes, const Tensor& signs, const Tensor& n
                        bool haar) {
   const auto quantizer = cached<ProdQuantizer>(options(dim, bits, seed, haar, false));
   const ProdCodes in = prod_codes(*quantizer, codes, signs, norms, residual_norms);
-  return tensor(take(quantizer->decode(in, torch_executor())), {codes.size(0), dim});
+  return tensor(take(quantizer->decode(in, executor())), {codes.size(0), dim});
 }
 
 Tensor prod_inner_product(const Tensor& queries, const Tensor& codes, const Tensor& signs,
@@ -145,7 +149,7 @@ Tensor prod_inner_product(const Tensor& queries, const Tensor& codes, const Tens
   const auto d = static_cast<std::size_t>(dim);
   std::vector<float> estimates;
   for (std::size_t at = 0; at < in.size(); at += d) {
-    const auto row = take(quantizer->inner_product(in.subspan(at, d), stored, torch_executor()));
+    const auto row = take(quantizer->inner_product(in.subspan(at, d), stored, executor()));
     estimates.insert(estimates.end(), row.begin(), row.end());
   }
   return tensor(estimates, {queries.size(0), codes.size(0)});

@@ -3,12 +3,13 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "args.h"
-#include "executor.h"
+#include "call.h"
 
 namespace turboquant::ops {
 namespace {
 
 Tensor rotate(const Tensor& x, const Tensor& signs, const OptionalTensor& base, bool inverse) {
+  const Call call({{"x", x}, {"signs", signs}, {"base", base}});
   const Argument argument{"x", x};
   argument.shaped({{"tokens"}, {"heads"}, {"head_dim"}});
   const Sizes sizes{.tokens = x.size(0), .kv_heads = x.size(1), .head_dim = x.size(2)};
@@ -22,13 +23,13 @@ Tensor rotate(const Tensor& x, const Tensor& signs, const OptionalTensor& base, 
   args.inverse = inverse;
   const Tensor out = torch::stable::new_empty(x, x.sizes());
   args.out = rows_of(out);
-  require(turboquant::rotate(args, cpu_context()));
+  require(turboquant::rotate(args, call.context()));
   return out;
 }
 
 }  // namespace
 }  // namespace turboquant::ops
 
-STABLE_TORCH_LIBRARY_IMPL(turboquant, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(turboquant, TQ_TORCH_DEVICE, m) {
   m.impl("rotate", TORCH_BOX(&turboquant::ops::rotate));
 }

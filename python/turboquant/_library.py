@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loads the operators (torch.ops.turboquant) from the shared library beside this file."""
+"""Loads the operators (torch.ops.turboquant) from the shared libraries beside this file."""
 
 import re
 from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 
-CPU_LIBRARY = Path(__file__).with_name("libtq_torch_cpu.so")
+CPU_LIBRARY = Path(__file__).with_name("libtq_torch_cpu.so")  # every schema, and the CPU's kernels
+CUDA_LIBRARY = Path(__file__).with_name("libtq_torch_cuda.so")  # only where it was built with CUDA
 MINIMUM_TORCH = (2, 11)
+CUDA_OPERATORS = ("attend", "balance", "decode", "encode", "rotate")
+
+# Registrations from Python live as long as this.
+_missing = torch.library.Library("turboquant", "FRAGMENT")
 
 
 def check_torch(version: str) -> None:
@@ -29,4 +35,31 @@ def load(library: Path = CPU_LIBRARY) -> None:
     torch.ops.load_library(str(library))
 
 
+def load_cuda(library: Path = CUDA_LIBRARY) -> None:
+    """Registers the operators' CUDA kernels. Without them everything on the CPU works, and an operator that
+    is called with CUDA tensors says why it does not."""
+    if not library.exists():
+        refuse_cuda("this turboquant was built without CUDA")
+        return
+    try:
+        torch.ops.load_library(str(library))
+    except OSError as error:
+        refuse_cuda(f"{library.name} does not load ({error})")
+
+
+def refuse_cuda(reason: str) -> None:
+    """Every operator with CUDA tensors raises NotImplementedError with `reason` and the remedy."""
+    for name in CUDA_OPERATORS:
+
+        def refuse(*_: Any, op: str = name, **__: Any) -> NoReturn:
+            raise NotImplementedError(
+                f"{op} on CUDA: {reason}; build the wheel on a machine with the CUDA toolkit's nvcc "
+                "('make wheel'), or move the tensors to the CPU"
+            )
+
+        _missing.impl(name, refuse, "CUDA")
+
+
 load()
+if torch.version.cuda and torch.cuda.is_available():
+    load_cuda()

@@ -6,9 +6,12 @@ be called inside ``torch.compile``. They are for inference: none has a gradient.
 
 Conventions, once for all of them:
 
-* All tensors of a call are on one device (the CPU), and are never copied or converted: a wrong dtype,
-  shape, device or stride raises ``ValueError``, which names the argument, what was found and what to
-  pass. Nothing has been written then. What no kernel does raises ``NotImplementedError``.
+* All tensors of a call are on one device, the CPU or a CUDA device, and are never copied or converted: a
+  wrong dtype, shape, device or stride raises ``ValueError``, which names the argument, what was found and
+  what to pass. Nothing has been written then. What no kernel does raises ``NotImplementedError``.
+* On CUDA a call runs on the current stream and waits for nothing, so it can be captured in a graph. What
+  ``token_starts``, ``lengths``, ``starts``, ``recent_starts`` and ``page_table`` hold is not looked at
+  there: it must be right.
 * ``query``, ``keys``, ``values`` and ``x`` are ``[tokens, heads, head_dim]`` of float32, float16 or
   bfloat16: the tokens of all sequences one after another. Their last dimension has stride 1, the other
   strides are free; all other tensors are contiguous.
@@ -37,6 +40,7 @@ from ._quantizer_ops import lloyd_max, mse_dequantize, mse_quantize, prod_dequan
 
 __all__ = [
     "attend",
+    "attend_workspace_bytes",
     "balance",
     "decode",
     "encode",
@@ -91,15 +95,19 @@ def encode(
     k_bits: int,
     v_bits: int,
     fringe_first: int,
+    settled: bool = False,
 ) -> None:
     """Stores the call's keys and values into ``pages`` (and ``fringe``) at positions ``lengths[i]`` on.
 
     ``keys`` and ``values`` have one dtype. A token whose vector holds NaN or infinity decodes to NaN; no
     other token notices. The bytes depend on the inputs alone, not on the machine.
+
+    ``settled`` (CUDA): True promises that keys, values, lengths, page table and pages were complete before
+    the stream's previous kernel began, the `attend` of the same tokens, say. The two may then overlap.
     """
     _call(
         _ops.encode.default, keys, values, token_starts, page_table, lengths, starts, pages, fringe,
-        recent_starts, key_signs, value_signs, base, k_bits, v_bits, fringe_first,
+        recent_starts, key_signs, value_signs, base, k_bits, v_bits, fringe_first, settled,
     )  # fmt: skip
 
 
@@ -152,6 +160,8 @@ def attend(
     scale: float,
     softcap: float = 0.0,
     window: int = 0,
+    settled: bool = False,
+    workspace: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention of the call's queries to their own keys and values, as given, and to all older positions.
 
@@ -163,12 +173,39 @@ def attend(
 
     Returns ``out`` of query's shape and dtype, and ``lse`` float32 ``[tokens, q_heads]``, the natural
     logarithm of the denominator. A query that sees nothing gets zeros and ``-inf``.
+
+    ``workspace`` uint8 ``[attend_workspace_bytes(...) or more]``, written. On CUDA zero it once: every call
+    leaves it ready for the next on the same stream; calls that may run at once need one each. None: made
+    for this call, which on CUDA costs a memset. ``settled`` (CUDA): True promises that pages, fringe, page
+    table and lengths were complete before the stream's previous kernel began; `attend` may then read them
+    while that kernel runs.
     """
     return _call(
         _ops.attend.default, query, keys, values, token_starts, pages, page_table, lengths, starts, fringe,
         recent_starts, query_signs, value_signs, base, sinks, k_bits, v_bits, fringe_first, scale, softcap,
-        window,
+        window, settled, workspace,
     )  # fmt: skip
+
+
+@torch.compiler.assume_constant_result
+def attend_workspace_bytes(
+    head_dim: int,
+    k_bits: int,
+    v_bits: int,
+    kv_heads: int,
+    q_heads: int,
+    sequences: int,
+    tokens: int,
+    device: torch.device | str = "cpu",
+) -> int:
+    """Bytes of `attend`'s workspace for calls of at most ``tokens`` query rows in all, whatever the lengths."""
+    device = torch.device(device)
+    index = -1
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+    return _call(
+        _ops.attend_workspace_bytes.default, head_dim, k_bits, v_bits, kv_heads, q_heads, sequences, tokens, index
+    )
 
 
 @torch.compiler.assume_constant_result

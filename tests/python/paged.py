@@ -83,6 +83,8 @@ class Paged:
             "head_dim": self.head_dim,
             "max_tokens": max(self.history, default=0),
             "dtype": torch.float32,
+            "settled": False,
+            "workspace": None,
         }
 
     @staticmethod

@@ -33,6 +33,12 @@ def test_attend_passes_opcheck(paged):
     opcheck("attend", paged.for_op("attend"))
 
 
+def test_attend_with_a_workspace_passes_opcheck():
+    paged = Paged()
+    size = ops.attend_workspace_bytes(64, 4, 4, kv_heads=2, q_heads=4, sequences=3, tokens=6)
+    opcheck("attend", paged.but(workspace=torch.zeros(size, dtype=torch.uint8), settled=True).for_op("attend"))
+
+
 def test_encode_passes_opcheck(paged):
     if paged.arguments["keys"] is None:
         paged = Paged()
@@ -55,6 +61,7 @@ def test_balance_passes_opcheck():
 
 def test_operators_without_tensors_pass_opcheck():
     opcheck("page_bytes", (64, 4, 3))
+    opcheck("attend_workspace_bytes", (64, 4, 3, 2, 4, 3, 6))
     opcheck("random_signs", (64, 7))
     opcheck("hadamard_base", (96,))
     opcheck("hadamard_base_size", (96,))
@@ -81,4 +88,6 @@ def test_every_operator_is_checked_here():
     source = Path(__file__).read_text()
     every = torch._C._dispatch_get_all_op_names()
     names = {name.removeprefix("turboquant::") for name in every if name.startswith("turboquant::")}
+    # The CPU's library names it for the CUDA one, which alone implements it.
+    names.remove("cuda_attend_workspace_bytes")
     assert names == {*re.findall(r'opcheck\("(\w+)"', source), "version"}

@@ -6,8 +6,9 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
 import turboquant
-from turboquant._library import CPU_LIBRARY
+from turboquant._library import CPU_LIBRARY, CUDA_LIBRARY
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,21 +31,41 @@ def test_the_bindings_include_nothing_of_torch_but_its_stable_api():
                 assert allowed.match(header), f"{source.name} includes {header}"
 
 
-def test_the_library_needs_no_cpp_symbol_of_torch():
+LIBRARIES = [library for library in (CPU_LIBRARY, CUDA_LIBRARY) if library.exists()]
+
+
+def nm(library: Path, *options: str) -> str:
+    command = ["nm", "--dynamic", "--demangle", *options, library]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.name)
+def test_the_library_needs_no_cpp_symbol_of_torch(library):
     # C++ symbols change from release to release; the stable ABI is C.
-    symbols = subprocess.run(
-        ["nm", "--dynamic", "--undefined-only", "--demangle", CPU_LIBRARY], check=True, capture_output=True, text=True
-    ).stdout
+    symbols = nm(library, "--undefined-only")
     assert "aoti_torch" in symbols or "torch_" in symbols
     assert not re.findall(r".*\b(?:torch|at|c10)::.*", symbols)
 
 
-def test_the_library_exports_none_of_our_symbols():
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.name)
+def test_the_library_exports_none_of_our_symbols(library):
     # Another library in the process may hold turboquant too, in another version.
-    symbols = subprocess.run(
-        ["nm", "--dynamic", "--defined-only", "--demangle", CPU_LIBRARY], check=True, capture_output=True, text=True
-    ).stdout
-    assert "turboquant::" not in symbols
+    symbols = nm(library, "--defined-only")
+    assert "turboquant::" not in symbols and "cuda" not in symbols
+
+
+def needed(library: Path) -> set[str]:
+    dynamic = subprocess.run(["readelf", "--dynamic", library], check=True, capture_output=True, text=True).stdout
+    return set(re.findall(r"\(NEEDED\).*\[(lib(?:torch|c10|cu)\w*)", dynamic))
+
+
+def test_the_cpu_library_needs_nothing_of_cuda():
+    assert needed(CPU_LIBRARY) == {"libtorch_cpu"}
+
+
+@pytest.mark.skipif(not CUDA_LIBRARY.exists(), reason="this machine has no nvcc: the wheel is without CUDA")
+def test_the_cuda_library_brings_its_own_runtime():
+    assert needed(CUDA_LIBRARY) == {"libtorch_cpu", "libtorch_cuda"}
 
 
 def test_the_wheel_is_for_every_python_3():

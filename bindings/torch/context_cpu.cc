@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "executor.h"
-
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <atomic>
 
+#include "call.h"
+
 namespace turboquant::ops {
 namespace {
 
+// Runs loops on torch's own threads, so that torch.set_num_threads holds and no second pool competes.
 class TorchExecutor final : public Executor {
  public:
   int threads() const override { return static_cast<int>(torch::stable::get_num_threads()); }
@@ -28,9 +29,9 @@ class TorchExecutor final : public Executor {
 
 }  // namespace
 
-Executor& torch_executor() {
+Context context_of(int) {
   static TorchExecutor executor;
-  return executor;
+  return {.device = {}, .stream = {}, .executor = &executor};
 }
 
 }  // namespace turboquant::ops
