@@ -9,7 +9,7 @@ export CTEST_PARALLEL_LEVEL := $(JOBS)
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
-.PHONY: help setup build package test test-cpp test-python demo asan tsan bench bench-attend bench-layout wheel format format-check tidy clean
+.PHONY: help setup build package test test-cpp test-python demo asan tsan bench bench-attend bench-layout gpu-bench gpu-map gpu-ladder wheel format format-check tidy clean
 
 help:
 	@echo "make test    set up, build, run every CPU test (C++ and Python)"
@@ -18,6 +18,8 @@ help:
 	@echo "make bench   the C++ benchmarks; results in build/bench/*.json"
 	@echo "make bench-attend  decode attention from pages beside torch's SDPA"
 	@echo "make bench-layout  loops over the page layout, one core (needs only cmake and a compiler)"
+	@echo "make gpu-bench   attention on a GPU beside torch's SDPA (gpu-map: over batch x length); needs nvcc, cmake, torch"
+	@echo "make gpu-ladder  four small kernels from naive to fast (examples/attend_ladder); needs only nvcc"
 	@echo "make wheel   dist/turboquant-*.whl"
 	@echo "make format  clang-format on every C++ file (format-check: only look)"
 	@echo "make tidy    clang-tidy on the library and the command line (minutes)"
@@ -68,6 +70,22 @@ bench-layout:
 	cmake -S . -B build/layout -DCMAKE_BUILD_TYPE=Release -DTQ_BUILD_TESTS=OFF -DTQ_BUILD_TOOLS=OFF -DTQ_BUILD_BENCHMARKS=ON
 	cmake --build build/layout --target bench_layout_simd
 	build/layout/benchmarks/layout_simd --commit $(COMMIT) --out build/layout/layout_simd.json $(LAYOUT_ARGS)
+
+# On a machine with a GPU and the CUDA toolkit, and any python3 that has torch: nothing is installed.
+GPU_PYTHON ?= $(firstword $(wildcard .venv/bin/python) python3)
+NVCC ?= $(firstword $(shell command -v nvcc) /usr/local/cuda/bin/nvcc)
+gpu-bench gpu-map:
+	cmake -S . -B build/gpu-bench -DCMAKE_BUILD_TYPE=Release -DTQ_CUDA=ON -DTQ_BUILD_TORCH=ON -DTQ_BUILD_TESTS=OFF -DTQ_BUILD_TOOLS=OFF \
+	  -DTQ_INSTALL=OFF -DPython_EXECUTABLE=$(abspath $(shell command -v $(GPU_PYTHON)))
+	cmake --build build/gpu-bench
+	$(GPU_PYTHON) benchmarks/attend_gpu.py --libraries build/gpu-bench --commit $(COMMIT) $(if $(filter gpu-map,$@),--map) \
+	  --json build/gpu-bench/attend_$(subst -bench,,$(subst -map,_map,$@)).json $(GPU_BENCH_ARGS)
+
+gpu-ladder:
+	@mkdir -p build/gpu-ladder
+	$(NVCC) -std=c++20 -O3 -arch=native --expt-relaxed-constexpr -Iinclude -Isrc -t $(JOBS) examples/attend_ladder/*.cu examples/attend_ladder/*.cc \
+	  -o build/gpu-ladder/attend_ladder
+	build/gpu-ladder/attend_ladder --commit $(COMMIT) --json build/gpu-ladder/attend_ladder.json
 
 wheel: setup
 	@tools/package.sh wheel

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run is made on: the device and its clocks under load, versions, and the bandwidths that bound it."""
+
+from __future__ import annotations
+
+import datetime
+import subprocess
+
+import torch
+
+from .timing import Clock
+
+QUERY = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu", "driver_version")
+LOAD_MS = 600  # of reads, while nvidia-smi looks
+
+
+def device_facts(clock: Clock) -> dict:
+    clock.warm(LOAD_MS)
+    asked = ["nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits", f"--id={torch.cuda.current_device()}"]
+    try:
+        answer = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20).stdout.strip().splitlines()[0]
+        under_load = dict(zip(QUERY, (field.strip() for field in answer.split(","))))
+    except (OSError, subprocess.SubprocessError, IndexError):
+        under_load = {}
+    torch.cuda.synchronize()
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "device": properties.name,
+        "sm_count": properties.multi_processor_count,
+        "l2_mb": properties.L2_cache_size >> 20,
+        "driver": under_load.pop("driver_version", None),
+        "under_load": under_load,  # MHz, W, degrees C
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def bandwidths(clock: Clock) -> dict:
+    """GB/s of a device-to-device copy (read and write counted) and of a sum, over 1 GiB."""
+    half = clock.buffer.numel() // 2
+    source, target = clock.buffer[:half], clock.buffer[half:]
+    size = clock.buffer.numel() * clock.buffer.element_size()
+    copy, *_ = clock.graph([lambda: target.copy_(source)], 8)
+    read, *_ = clock.graph([lambda: clock.buffer.sum()], 8)
+    return {"copy_gb_s": round(size / copy.median / 1e3, 1), "read_gb_s": round(size / read.median / 1e3, 1)}
