@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cmath>
+
+#include "device_world.h"
+
+// How far attend on CUDA may be from the double-precision reference. u = 2^-24; d = head_dim; y a rotated
+// key, v a value, ~q a rotated query.
+//
+// Scores of the history. Kernels round ~q to 16-bit integers, in steps of max|~q| / 32639: each coordinate is
+// off by at most r = max|~q| / 65278, a score by scale r |y|_1 <= scale r sqrt(d) |y|. Codes are integers, so
+// sums are exact; the rotation and the products with scales round in fp32: 160 u |~q| |y| scale (28 terms of
+// a base sum, times sqrt(28) for its entries, and log2 of the power). The exponent is taken in base 2: 8 u
+// |score| more. Scores of the call's own keys are sums of d exact products in fp32: d u |q| |k| scale, within
+// the above. softcap's tanh has a slope of at most 1 and rounds 8 u softcap. Together: s. A shift of every
+// score by at most s moves a weighted average of values by at most 2 s max|v| (a coordinate).
+//
+// Weights. In a tile of at most 64 tokens p_j n_j (n_j the value's scale) is rounded in steps of the tile's
+// largest / 32639. So token j is off by max(p) rho v_j / 65278 with rho = max n / min n; the tiles' largest p
+// add up to at most 1: 64 rho max|v| / 65278. The call's own values and the fringe's are multiplied in 16
+// bits: their weights are off by the unit of the type, t (2^-11 fp16, 2^-8 bf16, u fp32) of their share: t
+// max|v|. Sums of n tokens add in fp32, tile by tile: (64 + n / 64) u max|v|; the rotation back 160 u |v|;
+// and the result is rounded: t |out|.
+//
+// The sum of those is `out`, which no element may exceed. It adds up worst cases, and would let a lost token
+// pass, so the root mean square over all elements is held to what independent roundings give (a rounding of
+// at most b has an rms of b / sqrt(3); they add in squares: 64 tokens count 8 times, d coordinates of |y|
+// once), twice that because rows share the roundings of their query, of which there may be few.
+namespace turboquant::gpu {
+
+struct Allowed {
+  double out, out_rms, lse;
+};
+
+// The unit of rounding to a dtype.
+inline double unit_of(DType dtype) {
+  return dtype == DType::kF32 ? 0x1p-24 : dtype == DType::kF16 ? 0x1p-11 : 0x1p-8;
+}
+
+// The sizes that the bound speaks of, over all rows of a kind.
+struct Sizes {
+  double norm = 0, least_norm = INFINITY, largest = 0, squares = 0, count = 0;
+
+  // A row's element divided by divisors[e], where they are given.
+  void add(const float* row, int d, const float* divisors = nullptr) {
+    double square = 0;
+    for (int e = 0; e < d; ++e) {
+      const double x = static_cast<double>(row[e]) / (divisors ? static_cast<double>(divisors[e]) : 1.0);
+      square += x * x;
+      if (std::isfinite(x)) largest = std::max(largest, std::fabs(x));
+    }
+    if (!std::isfinite(square) || square == 0) return;
+    squares += square;
+    count += d;
+    norm = std::max(norm, std::sqrt(square));
+    least_norm = std::min(least_norm, std::sqrt(square));
+  }
+  double ratio() const { return count > 0 ? norm / least_norm : 1; }
+  double rms() const { return count > 0 ? std::sqrt(squares / count) : 0; }
+};
+
+inline Allowed allowed(World& world, const World::Call& call, const AttendArgs& a, DType dtype) {
+  const int d = world.d(), heads = world.shape.kv_heads, group = world.q_heads() / heads;
+  const std::int64_t longest = *std::max_element(world.lengths.begin(), world.lengths.end());
+  Sizes query, keys, values;
+  const auto row = [d](std::int64_t index) { return static_cast<std::size_t>(index * d); };
+  if (longest > 0) {
+    const auto size = static_cast<std::size_t>(world.shape.sequences * heads * longest * d);
+    std::vector<float> k(size), v(size);
+    DecodeArgs all{world.pages(), world.basis(), world.fringe(), world.sequences(nullptr),
+                   DType::kF32,   longest,       k.data(),       v.data()};
+    kernels::kReference.decode(all, default_executor());
+    for (int i = 0; i < world.shape.sequences; ++i)
+      for (int h = 0; h < heads; ++h)
+        for (std::int64_t p = kernels::start_of(all.sequences, i); p < world.lengths[World::n(i)]; ++p) {
+          const std::size_t at = row((std::int64_t{i} * heads + h) * longest + p);
+          keys.add(k.data() + at, d, world.query_signs.data() + h * d);
+          values.add(v.data() + at, d);
+        }
+  }
+  std::vector<float> rotated(call.query.size()), signs;
+  for (int h = 0; h < heads * group; ++h)
+    signs.insert(signs.end(), world.query_signs.begin() + h / group * d,
+                 world.query_signs.begin() + (h / group + 1) * d);
+  kernels::kReference.rotate({d,
+                              heads * group,
+                              call.tokens(),
+                              world.rows(call.query, heads * group),
+                              {DType::kF32, rotated.data(), std::int64_t{heads} * group * d, d},
+                              signs.data(),
+                              world.plan.base,
+                              world.basis().base_matrix,
+                              false},
+                             default_executor());
+  for (std::int64_t r = 0; r < std::int64_t{call.tokens()} * heads * group; ++r) {
+    query.add(rotated.data() + row(r), d);
+    query.add(call.query.data() + row(r), d);
+  }
+  const double history_ratio = values.ratio();
+  for (std::int64_t r = 0; a.keys.data != nullptr && r < std::int64_t{call.tokens()} * heads; ++r) {
+    keys.add(call.keys.data() + row(r), d);
+    values.add(call.values.data() + row(r), d);
+  }
+
+  const double u = 0x1p-24, t = unit_of(dtype), scale = static_cast<double>(a.scale);
+  const double rounding = query.largest / 65278, reach = scale * query.norm * keys.norm;
+  const double fp32 = (160 + d) * u * reach + 8 * u * (reach + static_cast<double>(a.softcap));
+  const double s = scale * rounding * std::sqrt(d) * keys.norm + fp32;
+  const double n = static_cast<double>(longest + call.tokens());
+  const double sums = (64 + n / 64) * u * values.largest + 160 * u * values.norm;
+  const double weights = 64 * history_ratio / 65278;
+  const bool sixteen_bits = a.keys.data != nullptr || a.fringe.data != nullptr;
+  const double shares = sixteen_bits ? t : 0;
+  const auto squared = [](double x) { return x * x; };
+  const double v = values.rms();
+  const double expected = std::sqrt((squared(2 * scale * rounding * keys.norm * v) +
+                                     squared(weights / 8 * v) + squared(shares * v) + squared(t * v)) /
+                                    3);
+  return {.out = (2 * s + weights + shares + t) * values.largest + sums,
+          .out_rms = 2 * expected + 2 * fp32 * v + sums,
+          .lse = s + (80 + n / 64) * u + 2 * u * (reach + std::log(n + 1))};
+}
+
+}  // namespace turboquant::gpu

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a call may ask: fringe, truncation, window, softcap, sinks, padding, no tokens of its own.
+#include "expect_attend.h"
+
+namespace turboquant::gpu {
+namespace {
+
+std::vector<float> sinks_of(const Shape& shape) {
+  std::vector<float> sinks;
+  for (int h = 0; h < shape.kv_heads * shape.group; ++h)
+    sinks.push_back(0.7f * static_cast<float>(h % 3 - 1));
+  return sinks;
+}
+
+TEST(AttendOptions, AgreesWithEveryFringe) {
+  for (const auto& [first, recent] :
+       std::vector<std::pair<int, int>>{{4, 28}, {0, 5}, {3, 0}, {70, 130}, {1, 1}, {0, 64}})
+    for (const int length : {1, 3, 30, 64, 250})
+      for (const int queries : {1, 20}) {
+        Shape shape;
+        shape.format = {128, 4, 4};
+        shape.fringe_first = first;
+        shape.fringe_recent = recent;
+        World world(shape);
+        world.append(kernels::kReference, world.random_call({length, 1}));
+        world.append(kernels::kReference, world.random_call({1, 9}));
+        DeviceWorld device(world);
+        const std::string what = "fringe " + std::to_string(first) + "+" + std::to_string(recent) + " of " +
+                                 std::to_string(length) + ", " + std::to_string(queries) + " queries";
+        if (!expect_attend(world, device, world.random_call({queries, 1}), what)) return;
+        world.lengths[0] = std::max(0, world.lengths[0] - 5);  // truncated: the recent part starts late
+        world.recent_starts[0] = world.lengths[0];
+        device.upload(world);
+        if (!expect_attend(world, device, world.random_call({queries, 1}), what + ", truncated")) return;
+        world.append(kernels::kReference, world.random_call({2, 0}));
+        device.upload(world);
+        if (!expect_attend(world, device, world.random_call({queries, 1}), what + ", grown again")) return;
+      }
+}
+
+TEST(AttendOptions, AgreesWithWindowSoftcapSinksAndPadding) {
+  for (const int window : {0, 1, 10, 64, 100, 1000})
+    for (const float softcap : {0.0f, 5.0f})
+      for (const bool sinks : {false, true})
+        for (const std::vector<int>& own : {std::vector{30, 80}, {1, 1}, {1, 3}}) {
+          Shape shape;
+          shape.format = {128, 4, 4};
+          shape.starts = {7, 90};
+          shape.fringe_first = 4;
+          shape.fringe_recent = 20;
+          World world(shape);
+          world.append(kernels::kReference, world.random_call({180, 180}));
+          DeviceWorld device(world);
+          Options options{.window = window, .softcap = softcap};
+          if (sinks) options.sinks = sinks_of(shape);
+          const std::string what = "window " + std::to_string(window) + ", softcap " +
+                                   std::to_string(softcap) + (sinks ? ", sinks, " : ", ") +
+                                   std::to_string(own[0]) + " queries";
+          if (!expect_attend(world, device, world.random_call(own), what, DType::kF32, options)) return;
+          options.history_only = true;
+          if (!expect_attend(world, device, world.random_call(own), what + ", history only", DType::kF32,
+                             options))
+            return;
+        }
+}
+
+TEST(AttendOptions, AgreesWithoutTokensOfTheCallsOwn) {
+  for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16})
+    for (const std::vector<int>& own : {std::vector{1, 1}, {4, 2}, {100, 1}}) {
+      Shape shape;
+      shape.format = {64, 4, 4};
+      expect_attend(shape, {{150, 0}}, own, "history only", dtype, {.history_only = true});
+    }
+}
+
+TEST(AttendOptions, WorksWithLongWindowsOverLongHistories) {
+  Shape shape;
+  shape.format = {128, 4, 4};
+  shape.max_pages = 60;
+  shape.kv_heads = 1;
+  shape.group = 4;
+  for (const int window : {100, 1024, 3000})
+    expect_attend(shape, {{3500, 900}}, {1, 1}, "window " + std::to_string(window), DType::kBF16,
+                  {.window = window});
+}
+
+TEST(AttendOptions, LeavesTheLseOutWhenNobodyAsks) {
+  World world({});
+  world.append(kernels::kReference, world.random_call({100, 3}));
+  DeviceWorld device(world);
+  const World::Call call = world.random_call({1, 2});
+  const DeviceCall there(call, DType::kF32);
+  const std::vector<float> with = attend_on_device(device, there).out_floats();
+  AttendArgs a = device.attend_args(there);
+  device.set_workspace(a);
+  const DeviceAttended without = device.outputs(a, DType::kF32);
+  a.lse = nullptr;
+  ASSERT_TRUE(attend(a, device.context()).ok());
+  device.stream.wait();
+  EXPECT_EQ(with, without.out_floats());
+  for (const float x : without.lse.download()) EXPECT_TRUE(std::isnan(x));
+}
+
+}  // namespace
+}  // namespace turboquant::gpu

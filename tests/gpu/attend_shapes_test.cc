@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every kernel's territory: widths, head dims, groups, numbers of queries, batches.
+#include "expect_attend.h"
+#include "expect_bytes.h"
+
+namespace turboquant::gpu {
+namespace {
+
+constexpr DType kDTypes[] = {DType::kF32, DType::kF16, DType::kBF16};
+
+TEST(Attend, AgreesAtEveryPairOfWidthsAndFastHeadDim) {
+  int turn = 0;
+  for (const int d : {64, 80, 96, 128, 192, 256})
+    for (int k = 2; k <= 4; ++k)
+      for (int v = 2; v <= 4; ++v) {
+        Shape shape;
+        shape.format = {d, k, v};
+        shape.group = 4;
+        for (const auto& own : {std::vector{1, 1}, {9, 70}})
+          expect_attend(shape, {{300, 17}}, own,
+                        name_of(shape.format) + ", " + std::to_string(own[0]) + " queries",
+                        kDTypes[turn++ % 3]);
+      }
+}
+
+TEST(Attend, AgreesAtEveryHeadDim) {
+  for (int d = kMinPageHeadDim; d <= kMaxPageHeadDim; d += 16) {
+    Shape shape;
+    shape.format = {d, 2 + d / 16 % 3, 2 + d / 48 % 3};
+    shape.max_pages = 3;
+    shape.fringe_first = d % 32 == 0 ? 4 : 0;
+    shape.fringe_recent = d % 32 == 0 ? 28 : 0;
+    expect_attend(shape, {{100, 64}}, {1, 2}, name_of(shape.format), kDTypes[d / 16 % 3]);
+    expect_attend(shape, {{100, 64}}, {40, 20}, name_of(shape.format) + ", 40 queries", kDTypes[d / 16 % 3]);
+  }
+}
+
+TEST(Attend, AgreesForAnyGroupAndAnyNumberOfQueries) {
+  for (int group = 1; group <= 17; ++group)
+    for (const int queries : {1, 2, 3, 4, 5, 6, 7, 8, 40}) {
+      Shape shape;
+      shape.format = {group % 2 == 0 ? 128 : 64, 4, 4};
+      shape.group = group == 17 ? 32 : group;
+      shape.kv_heads = 2;
+      if (!expect_attend(shape, {{200, 3}}, {queries, 1},
+                         std::to_string(shape.group) + " heads, " + std::to_string(queries) + " queries",
+                         kDTypes[(group + queries) % 3]))
+        return;
+    }
+}
+
+TEST(Attend, AgreesForHundredsOfQueries) {
+  for (const DType dtype : kDTypes)
+    for (const int group : {1, 4}) {
+      Shape shape;
+      shape.format = {128, 4, 4};
+      shape.group = group;
+      shape.kv_heads = 1;
+      shape.max_pages = 12;
+      shape.fringe_first = 4;
+      shape.fringe_recent = 28;
+      expect_attend(shape, {{333, 70}}, {300, 5}, std::string("300 queries, ") + turboquant::name_of(dtype),
+                    dtype);
+    }
+}
+
+TEST(Attend, AgreesOnRaggedBatchesWithEmptySequences) {
+  for (const DType dtype : kDTypes)
+    for (const int fringe : {0, 20}) {
+      Shape shape;
+      shape.format = {128, 4, 3};
+      shape.sequences = 7;
+      shape.fringe_recent = fringe;
+      expect_attend(shape, {{0, 1, 64, 200, 65, 0, 129}}, {3, 0, 1, 17, 2, 1, 0}, "ragged", dtype);
+      expect_attend(shape, {{0, 1, 64, 200, 65, 0, 129}}, {1, 1, 1, 1, 1, 1, 1}, "one query each", dtype);
+      expect_attend(shape, {{0, 1, 64, 200, 65, 0, 129}}, {1, 0, 1, 0, 0, 1, 1}, "one query or none", dtype);
+    }
+}
+
+TEST(Attend, AgreesOnABatchOfManyShortSequences) {
+  Shape shape;
+  shape.format = {64, 4, 4};
+  shape.sequences = 200;
+  shape.max_pages = 2;
+  shape.group = 4;
+  shape.fringe_first = 4;
+  shape.fringe_recent = 28;
+  std::vector<int> history;
+  for (int i = 0; i < shape.sequences; ++i) history.push_back(i * 37 % 120);
+  expect_attend(shape, {history}, std::vector<int>(200, 1), "200 sequences", DType::kBF16);
+}
+
+TEST(Attend, AgreesOnALongHistory) {
+  for (const int group : {1, 4, 8}) {
+    Shape shape;
+    shape.format = {128, 4, 4};
+    shape.group = group;
+    shape.kv_heads = 1;
+    shape.sequences = 2;
+    shape.max_pages = 160;
+    expect_attend(shape, {{10000, 4000}}, {1, 2}, std::to_string(group) + " heads, 10,000 tokens");
+  }
+}
+
+}  // namespace
+}  // namespace turboquant::gpu
