@@ -52,7 +52,7 @@ set(CMAKE_CUDA_STANDARD 20)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_EXTENSIONS OFF)
 
-file(GLOB TQ_CUDA_SOURCES CONFIGURE_DEPENDS src/kernels/cuda/*.cc src/kernels/cuda/*.cu src/kernels/cuda/*/*.cu)
+file(GLOB_RECURSE TQ_CUDA_SOURCES CONFIGURE_DEPENDS src/kernels/cuda/*.cc src/kernels/cuda/*.cu)
 add_library(turboquant_cuda OBJECT ${TQ_CUDA_SOURCES})
 target_include_directories(turboquant_cuda PRIVATE include src)
 target_link_libraries(turboquant_cuda PRIVATE turboquant_flags CUDA::cudart_static)
