@@ -68,11 +68,15 @@ def main() -> int:
     result |= {"commit": args.commit, "flags": sys.argv[1:], "fringe": list(rows.FRINGE)} | facts.bandwidths(clock)
     clocks = ", ".join(f"{name} {value}" for name, value in result["under_load"].items())
     print(f"{result['device']}, {clocks}; copy {result['copy_gb_s']:.0f} GB/s, read {result['read_gb_s']:.0f} GB/s")
+    others = facts.other_processes()
     with torch.inference_mode():
         if args.map:
             result["cells"] = grid.measure_all(clock, result["copy_gb_s"], deadline)
         else:
             result["rows"] = measure_all(selected(args.rows), args, clock, result["copy_gb_s"], deadline)
+    result["other_processes"] = [others, facts.other_processes()]
+    if any(result["other_processes"]):
+        print("other programs used this GPU: these times are not to be trusted")
     if args.json:
         with open(args.json, "w") as out:
             json.dump(result, out, indent=1)

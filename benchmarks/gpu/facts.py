@@ -14,6 +14,16 @@ QUERY = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu", "driver_ver
 LOAD_MS = 600  # of reads, while nvidia-smi looks
 
 
+def other_processes() -> int | None:
+    """How many programs compute on this GPU beside us: times then mean little. None: nvidia-smi does not say."""
+    asked = ["nvidia-smi", "--query-compute-apps=pid", "--format=csv,noheader", f"--id={torch.cuda.current_device()}"]
+    try:
+        answer = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return max(0, len(answer.split()) - 1)
+
+
 def device_facts(clock: Clock) -> dict:
     clock.warm(LOAD_MS)
     asked = ["nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits", f"--id={torch.cuda.current_device()}"]

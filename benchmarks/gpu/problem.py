@@ -117,15 +117,13 @@ class Problem:
         return torch.cat(shuffles)[: buffers * needed].to(torch.int32)
 
     def workspace_bytes(self) -> int:
-        """0 where the operators do not ask for one."""
-        row, packet = self.row, torch.ops.turboquant
-        if row.verb == "encode" or not hasattr(packet, "attend_workspace_bytes"):
+        row, device = self.row, torch.device(self.pool.device)
+        if row.verb == "encode":
             return 0
-        tokens = len(row.lengths) * row.queries
-        return packet.attend_workspace_bytes(
-            row.head_dim, row.k_bits, row.v_bits, row.kv_heads, row.q_heads, len(row.lengths), tokens,
-            torch.device(self.pool.device),
-        )  # fmt: skip
+        index = (device.index or 0) if device.type == "cuda" else -1
+        return torch.ops.turboquant.attend_workspace_bytes(
+            row.head_dim, row.k_bits, row.v_bits, row.kv_heads, row.q_heads, len(row.lengths), len(row.lengths) * row.queries, index
+        )
 
     def attend(self, buffer: int):
         """Attention alone: what the call returns."""

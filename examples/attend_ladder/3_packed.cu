@@ -102,7 +102,8 @@ __device__ void values(const std::uint8_t* page, const Shared& shared, const Wei
   }
 }
 
-__global__ void __launch_bounds__(32 * kWorkers) packed_kernel(Problem p, int splits) {
+// 3 blocks an SM cost a few spilled registers, and are worth them: loads wait for nothing else.
+__global__ void __launch_bounds__(32 * kWorkers, 3) packed_kernel(Problem p, int splits) {
   __shared__ Shared all[kWorkers];
   const Worker at = worker_of(p, splits);
   if (!at.exists) return;

@@ -33,23 +33,31 @@ inline int splits_for(const Problem& p, int workers) {
 
 // A block a query head, a thread a coordinate.
 static __global__ void __launch_bounds__(kHeadDim) merge_kernel(Problem p, int splits) {
-  const int head = static_cast<int>(blockIdx.x), sequence = static_cast<int>(blockIdx.y);
+  extern __shared__ float shared[];
+  float *weights = shared, *sums = shared + splits;
+  const int head = static_cast<int>(blockIdx.x), sequence = static_cast<int>(blockIdx.y),
+            thread = static_cast<int>(threadIdx.x);
   const float* partials = partial_of(p, sequence, head, 0, splits);
-  float largest = -INFINITY, sum = 0, out = 0;
-  for (int part = 0; part < splits; ++part)
-    largest = fmaxf(largest, partials[part * kPartialFloats + kHeadDim]);
-  for (int part = 0; part < splits; ++part) {
-    const float* partial = partials + part * kPartialFloats;
-    const float weight = exp2f(partial[kHeadDim] - largest);  // 0 for a part without a token
-    sum += weight * partial[kHeadDim + 1];
-    out += weight * partial[threadIdx.x];
+  for (int part = thread; part < splits; part += kHeadDim) {
+    weights[part] = partials[part * kPartialFloats + kHeadDim];
+    sums[part] = partials[part * kPartialFloats + kHeadDim + 1];
   }
-  p.out[(static_cast<std::int64_t>(sequence) * kQueryHeads + head) * kHeadDim + threadIdx.x] = out / sum;
+  __syncthreads();
+  float largest = -INFINITY, sum = 0, out = 0;
+  for (int part = 0; part < splits; ++part) largest = fmaxf(largest, weights[part]);
+#pragma unroll 8
+  for (int part = 0; part < splits; ++part) {
+    const float weight = exp2f(weights[part] - largest);  // 0 for a part without a token
+    sum += weight * sums[part];
+    out += weight * partials[part * kPartialFloats + thread];
+  }
+  p.out[(static_cast<std::int64_t>(sequence) * kQueryHeads + head) * kHeadDim + thread] = out / sum;
 }
 
 inline void merge(const Problem& problem, int splits, cudaStream_t stream) {
   const dim3 grid(kQueryHeads, static_cast<unsigned>(problem.sequences));
-  merge_kernel<<<grid, kHeadDim, 0, stream>>>(problem, splits);
+  const std::size_t shared = 2 * sizeof(float) * static_cast<std::size_t>(splits);
+  merge_kernel<<<grid, kHeadDim, shared, stream>>>(problem, splits);
 }
 
 }  // namespace ladder

@@ -29,7 +29,11 @@ __device__ inline float centre_step(const std::uint8_t* page) {
   return half_at(page + kFormat.centre_step_offset(), 0);
 }
 
-// A code of 4 bits as the integer it stands for, sign in bit 3.
+// The tables of the format, where a thread can index them.
+static __constant__ const turboquant::core::CodeTable kKeyTable = turboquant::core::kKey4;
+static __constant__ const turboquant::core::CodeTable kValueTable = turboquant::core::kValue4;
+
+// The integer that a code of 4 bits stands for; its sign is bit 3.
 __device__ inline int signed_steps(const turboquant::core::CodeTable& table, int code) {
   const int magnitude = table.magnitudes[code & 7];
   return code < 8 ? magnitude : -magnitude;
@@ -37,18 +41,17 @@ __device__ inline int signed_steps(const turboquant::core::CodeTable& table, int
 
 // Key and value of slot t, coordinate e, exactly as turboquant/format.h defines them.
 __device__ inline float key_at(const std::uint8_t* page, int t, int e) {
-  constexpr turboquant::core::CodeTable table = turboquant::core::kKey4;
   const auto at = turboquant::core::key_position(kHeadDim, 4, t, e);
   const float scale = half_at(page + kFormat.k_scales_offset(), turboquant::core::scale_index(t));
   const auto* centre = reinterpret_cast<const std::int8_t*>(page + kFormat.centre_offset());
   const float reference = __signbitf(scale) ? 0.0f : centre_step(page) * centre[e];
-  return reference + fabsf(scale) * kScaleUnit * signed_steps(table, page[at.byte] >> at.shift & 15);
+  return reference + fabsf(scale) * kScaleUnit * signed_steps(kKeyTable, page[at.byte] >> at.shift & 15);
 }
 __device__ inline float value_at(const std::uint8_t* page, int t, int e) {
-  constexpr turboquant::core::CodeTable table = turboquant::core::kValue4;
   const auto at = turboquant::core::value_position(kHeadDim, 4, t, e);
   const float scale = half_at(page + kFormat.v_scales_offset(), turboquant::core::scale_index(t));
-  return scale * kScaleUnit * signed_steps(table, page[kFormat.v_codes_offset() + at.byte] >> at.shift & 15);
+  const int code = page[kFormat.v_codes_offset() + at.byte] >> at.shift & 15;
+  return scale * kScaleUnit * signed_steps(kValueTable, code);
 }
 
 // ---- bytes of words
