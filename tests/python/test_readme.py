@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's Python blocks run, one after the other, and its table says what the committed run says.
+"""The README's Python blocks run, one after the other, and its tables say what the committed runs say.
 
 Its C++ block is built against the installed library by tests/install.
 """
@@ -41,8 +41,9 @@ def test_the_python_blocks_run_as_they_stand(from_files, capsys):
     assert names["compressed"].compression_stats()["v_bits"] == 3
 
 
-def test_the_table_says_what_the_committed_demo_runs_say():
-    spec = importlib.util.spec_from_file_location("readme_table", ROOT / "tools/readme_table.py")
+@pytest.mark.parametrize("name", ["readme_table", "gpu_table"])
+def test_the_tables_say_what_the_committed_runs_say(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"tools/{name}.py")
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
-    assert tool.split(README)[1] == tool.rendered(), "run tools/readme_table.py"
+    assert tool.split(README)[1] == tool.rendered(), f"run tools/{name}.py"
