@@ -9,7 +9,7 @@ export CTEST_PARALLEL_LEVEL := $(JOBS)
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
-.PHONY: help setup build package test test-cpp test-python demo asan tsan bench bench-attend bench-layout gpu-bench gpu-map gpu-ladder wheel format format-check tidy clean
+.PHONY: help setup build package test test-cpp test-python demo asan tsan bench bench-attend bench-layout gpu-build gpu-test gpu-test-cpp gpu-test-python gpu-sanitize gpu-bench gpu-map gpu-ladder wheel format format-check tidy clean
 
 help:
 	@echo "make test    set up, build, run every CPU test (C++ and Python)"
@@ -18,6 +18,8 @@ help:
 	@echo "make bench   the C++ benchmarks; results in build/bench/*.json"
 	@echo "make bench-attend  decode attention from pages beside torch's SDPA"
 	@echo "make bench-layout  loops over the page layout, one core (needs only cmake and a compiler)"
+	@echo "make gpu-test    every test that needs a GPU (C++ and Python); needs nvcc, cmake, GoogleTest, torch, pytest"
+	@echo "make gpu-sanitize  compute-sanitizer over a part of them that meets every kernel (minutes)"
 	@echo "make gpu-bench   attention on a GPU beside torch's SDPA (gpu-map: over batch x length); needs nvcc, cmake, torch"
 	@echo "make gpu-ladder  four small kernels from naive to fast (examples/attend_ladder); needs only nvcc"
 	@echo "make wheel   dist/turboquant-*.whl"
@@ -74,6 +76,25 @@ bench-layout:
 # On a machine with a GPU and the CUDA toolkit, and any python3 that has torch: nothing is installed.
 GPU_PYTHON ?= $(firstword $(wildcard .venv/bin/python) python3)
 NVCC ?= $(firstword $(shell command -v nvcc) /usr/local/cuda/bin/nvcc)
+# A GoogleTest elsewhere: GPU_CMAKE_ARGS=-DCMAKE_PREFIX_PATH=/where/it/is
+gpu-build:
+	cmake --preset cuda -DTQ_BUILD_TORCH=ON -DPython_EXECUTABLE=$(abspath $(shell command -v $(GPU_PYTHON))) $(GPU_CMAKE_ARGS)
+	cmake --build --preset cuda
+	cmake --install build/cuda --component python --prefix build/cuda/python >/dev/null
+	cp -r python/turboquant build/cuda/python/
+
+gpu-test: gpu-test-cpp gpu-test-python
+	@echo "all GPU tests passed"
+
+gpu-test-cpp: gpu-build
+	build/cuda/tests/gpu/turboquant_gpu_tests --gtest_brief=1 $(GPU_TEST_ARGS)
+
+gpu-test-python: gpu-build
+	PYTHONPATH=build/cuda/python $(GPU_PYTHON) -P -m pytest tests/gpu/python $(PYTEST_ARGS)
+
+gpu-sanitize: gpu-build
+	@tools/gpu_sanitize.sh build/cuda/tests/gpu/turboquant_gpu_tests
+
 gpu-bench gpu-map:
 	cmake -S . -B build/gpu-bench -DCMAKE_BUILD_TYPE=Release -DTQ_CUDA=ON -DTQ_BUILD_TORCH=ON -DTQ_BUILD_TESTS=OFF -DTQ_BUILD_TOOLS=OFF \
 	  -DTQ_INSTALL=OFF -DPython_EXECUTABLE=$(abspath $(shell command -v $(GPU_PYTHON)))

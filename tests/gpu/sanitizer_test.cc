@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// Small calls of attend that meet every kernel it has, for compute-sanitizer (make gpu-sanitize). By
+// themselves they say little that the other tests do not.
+#include "expect_attend.h"
+
+namespace turboquant::gpu {
+namespace {
+
+Shape small(int head_dim, int k_bits, int v_bits, int fringe) {
+  Shape shape;
+  shape.format = {head_dim, k_bits, v_bits};
+  shape.group = 4;
+  shape.max_pages = 4;
+  shape.fringe_first = fringe > 0 ? 4 : 0;
+  shape.fringe_recent = fringe;
+  return shape;
+}
+
+TEST(Sanitizer, AttendAtEveryFastHeadDim) {
+  for (const int d : {64, 80, 96, 128, 192, 256})
+    for (const auto& own : {std::vector{1, 1}, {3, 0}, {40, 1}})
+      expect_attend(small(d, 4, 4, 28), {{130, 5}}, own, "head_dim " + std::to_string(d), DType::kBF16);
+}
+
+TEST(Sanitizer, AttendAtEveryPairOfWidths) {
+  for (int k = 2; k <= 4; ++k)
+    for (int v = 2; v <= 4; ++v)
+      for (const auto& own : {std::vector{1, 1}, {33, 1}})
+        expect_attend(small(128, k, v, 0), {{70, 1}}, own, std::to_string(k) + "/" + std::to_string(v),
+                      DType::kF16);
+}
+
+TEST(Sanitizer, AttendAtOtherHeadDimsAndDTypes) {
+  for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16})
+    for (const int d : {48, 112, 320})
+      for (const auto& own : {std::vector{1, 1}, {17, 1}})
+        expect_attend(small(d, 3, 4, 6), {{100, 0}}, own, "head_dim " + std::to_string(d), dtype);
+}
+
+TEST(Sanitizer, AttendWithSplitsWindowsAndSinks) {
+  for (const int window : {0, 50}) {
+    Shape shape = small(128, 4, 4, 28);
+    shape.max_pages = 24;
+    shape.starts = {7, 0};
+    const Options options{.window = window, .softcap = 5.0f, .sinks = std::vector<float>(8, 0.5f)};
+    for (const auto& own : {std::vector{1, 1}, {20, 2}})
+      expect_attend(shape, {{1500, 300}}, own, "window " + std::to_string(window), DType::kBF16, options);
+  }
+}
+
+}  // namespace
+}  // namespace turboquant::gpu
