@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "core/tables.h"
+#include "kernels/cuda/attend/many_rows/layout.cuh"
+#include "kernels/cuda/attend/many_rows/ptx.cuh"
+
+// Codes of a page in shared memory to tiles of fp16: half of what they stand for (so that the largest scale
+// does not overflow), scale * T / 128 with one rounding. A selector is a word whose nibble n is code n of a
+// chunk of eight; two byte permutes look up the low and the high bytes of four fp16 at once.
+namespace turboquant::kernels::cuda::many {
+
+// T / 128 as fp16, its bytes apart: entry k of 8. Bit 3 of a selector's nibble negates.
+struct HalfTable {
+  std::uint32_t low[2], high[2];
+};
+
+constexpr std::uint32_t half_bits_of(int steps, int half_steps) {
+  const int magnitude = steps < 0 ? -steps : steps;
+  int exponent = 0;
+  while (magnitude >> (exponent + 1) != 0) ++exponent;
+  const std::uint32_t fraction = static_cast<std::uint32_t>(magnitude) << (10 - exponent) & 0x3ffu;
+  const auto biased = static_cast<std::uint32_t>(exponent + 15 - 7 - (half_steps - 1));
+  return (steps < 0 ? 0x8000u : 0u) | biased << 10 | fraction;
+}
+constexpr HalfTable make_half_table(const core::CodeTable& table) {
+  HalfTable out{};
+  for (int k = 0; k < 8; ++k) {
+    const bool is_signed = table.bits < 4;
+    const int magnitude = table.magnitudes[is_signed ? k % table.magnitude_count : k];
+    const bool negative = is_signed && (k & table.magnitude_count) != 0;
+    const std::uint32_t bits = half_bits_of(negative ? -magnitude : magnitude, table.half_steps);
+    out.low[k / 4] |= (bits & 255) << k % 4 * 8;
+    out.high[k / 4] |= bits >> 8 << k % 4 * 8;
+  }
+  return out;
+}
+static_assert(half_bits_of(128, 1) == 0x3c00 && half_bits_of(-96, 1) == 0xba00 &&
+              half_bits_of(11, 2) == 0x2980);
+
+__device__ inline HalfTable key_half_table(int bits) {
+  constexpr HalfTable k4 = make_half_table(core::kKey4), k3 = make_half_table(core::kEither3),
+                      k2 = make_half_table(core::kEither2);
+  return bits == 4 ? k4 : bits == 3 ? k3 : k2;
+}
+__device__ inline HalfTable value_half_table(int bits) {
+  constexpr HalfTable v4 = make_half_table(core::kValue4), v3 = make_half_table(core::kEither3),
+                      v2 = make_half_table(core::kEither2);
+  return bits == 4 ? v4 : bits == 3 ? v3 : v2;
+}
+
+// Codes 0..7 as four half2.
+__device__ inline uint4 look_up(std::uint32_t selector, const HalfTable& table) {
+  const std::uint32_t magnitudes = selector & 0x77777777u, upper = magnitudes >> 16, even = selector << 4;
+  const std::uint32_t low0 = __byte_perm(table.low[0], table.low[1], magnitudes),
+                      low1 = __byte_perm(table.low[0], table.low[1], upper);
+  // A nibble's sign is bit 7 of its byte, or of the byte of selector << 4.
+  const std::uint32_t high0 = __byte_perm(table.high[0], table.high[1], magnitudes) ^
+                              (__byte_perm(even, selector, 0x5140) & 0x80808080u),
+                      high1 = __byte_perm(table.high[0], table.high[1], upper) ^
+                              (__byte_perm(even, selector, 0x7362) & 0x80808080u);
+  return {__byte_perm(low0, high0, 0x5140), __byte_perm(low0, high0, 0x7362),
+          __byte_perm(low1, high1, 0x5140), __byte_perm(low1, high1, 0x7362)};
+}
+
+__device__ inline std::uint32_t times(std::uint32_t x, std::uint32_t scale) {
+  return half2_bits(__hmul2(half2_of(x), half2_of(scale)));
+}
+
+// ---- keys
+
+// The selectors of chunk q of row t of a plane of W coordinates: [i] holds coordinates 32 i + 16 h + 4 q + n.
+// format.h: "K codes".
+template <int W>
+struct KeyChunk {
+  static constexpr int kCount = W >= 32 ? W / 32 : 1;
+  std::uint32_t selector[kCount];
+};
+
+template <int W>
+__device__ inline KeyChunk<W> read_4_bits(const std::uint8_t* plane, int t, int q) {
+  const std::uint8_t* at = plane + t * (W / 2) + q * (W / 8);
+  KeyChunk<W> out;
+  if constexpr (W == 128) {
+    const uint4 w = *reinterpret_cast<const uint4*>(at);
+    out.selector[0] = w.x, out.selector[1] = w.y, out.selector[2] = w.z, out.selector[3] = w.w;
+  } else if constexpr (W == 64) {
+    const uint2 w = *reinterpret_cast<const uint2*>(at);
+    out.selector[0] = w.x, out.selector[1] = w.y;
+  } else if constexpr (W == 32) {
+    out.selector[0] = *reinterpret_cast<const std::uint32_t*>(at);
+  } else {
+    out.selector[0] = *reinterpret_cast<const std::uint16_t*>(at);
+  }
+  return out;
+}
+
+template <int W>
+__device__ inline KeyChunk<W> read_2_bits(const std::uint8_t* plane, int t, int q) {
+  const std::uint8_t* at = plane + t * (W / 4) + q * (W / 16);
+  KeyChunk<W> out;
+  if constexpr (W == 128) {
+    const uint2 w = *reinterpret_cast<const uint2*>(at);
+    out.selector[0] = w.x & 0x33333333u, out.selector[1] = w.y & 0x33333333u;
+    out.selector[2] = w.x >> 2 & 0x33333333u, out.selector[3] = w.y >> 2 & 0x33333333u;
+  } else if constexpr (W == 64) {
+    const std::uint32_t w = *reinterpret_cast<const std::uint32_t*>(at);
+    out.selector[0] = w & 0x33333333u, out.selector[1] = w >> 2 & 0x33333333u;
+  } else if constexpr (W == 32) {
+    const std::uint32_t w = *reinterpret_cast<const std::uint16_t*>(at);
+    out.selector[0] = (w & 0x3333u) | (w >> 2 & 0x3333u) << 16;
+  } else {
+    const std::uint32_t w = *at;
+    out.selector[0] = (w & 0x33u) | (w >> 2 & 0x33u) << 8;
+  }
+  return out;
+}
+
+template <int W>
+__device__ inline KeyChunk<W> read_1_bit(const std::uint8_t* plane, int t, int q) {
+  const std::uint8_t* at = plane + t * (W / 8) + q * W / 32;
+  KeyChunk<W> out;
+  if constexpr (W == 128) {
+    const std::uint32_t w = *reinterpret_cast<const std::uint32_t*>(at);
+    for (int i = 0; i < 4; ++i) out.selector[i] = w >> i & 0x11111111u;
+  } else if constexpr (W == 64) {
+    const std::uint32_t w = *reinterpret_cast<const std::uint16_t*>(at);
+    for (int i = 0; i < 2; ++i) out.selector[i] = (w >> 2 * i & 0x1111u) | (w >> (2 * i + 1) & 0x1111u) << 16;
+  } else if constexpr (W == 32) {
+    const std::uint32_t w = *at;
+    out.selector[0] = (w & 0x11u) | (w >> 1 & 0x11u) << 8 | (w >> 2 & 0x11u) << 16 | (w >> 3 & 0x11u) << 24;
+  } else {
+    const std::uint32_t w = *at >> 4 * (q & 1) & 15u;
+    out.selector[0] = (w & 1u) | (w & 2u) << 3 | (w & 4u) << 6 | (w & 8u) << 9;
+  }
+  return out;
+}
+
+// Coordinates First .. of row t, from the planes of format.h on.
+template <int D, int First>
+__device__ inline void expand_key_planes(const std::uint8_t* area, int bits, int t, int q,
+                                         const HalfTable& table, std::uint32_t scale, std::uint8_t* row) {
+  if constexpr (First < D) {
+    constexpr int kLeft = D - First;
+    constexpr int W = kLeft >= 128 ? 128 : kLeft >= 64 ? 64 : kLeft >= 32 ? 32 : 16;
+    KeyChunk<W> chunk;
+    if (bits == 4) {
+      chunk = read_4_bits<W>(area + First * 32, t, q);
+    } else {
+      chunk = read_2_bits<W>(area + First * 16, t, q);
+      if (bits == 3) {
+        const KeyChunk<W> signs = read_1_bit<W>(area + D * 16 + First * 8, t, q);
+#pragma unroll
+        for (int i = 0; i < KeyChunk<W>::kCount; ++i) chunk.selector[i] |= signs.selector[i] << 2;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < KeyChunk<W>::kCount; ++i) {
+      uint4 x = look_up(chunk.selector[i], table);
+      x = {times(x.x, scale), times(x.y, scale), times(x.z, scale), times(x.w, scale)};
+      if constexpr (W >= 32) *reinterpret_cast<uint4*>(row + 2 * First + 64 * i + 16 * q) = x;
+      else *reinterpret_cast<uint2*>(row + 2 * First + 8 * q) = {x.x, x.y};
+    }
+    expand_key_planes<D, First + W>(area, bits, t, q, table, scale, row);
+  }
+}
+
+// A page's keys without their centre, and per row 1 where the reference is the centre. A NaN scale makes the
+// token's scores NaN by itself; a slot that nobody may see is masked after the product.
+template <int D>
+__device__ inline void expand_keys(const std::uint8_t* page, const PageFormat& format, std::uint8_t* keys,
+                                   float* centred) {
+  using L = Layout<D>;
+  const HalfTable table = key_half_table(format.k_bits);
+  const auto* scales = reinterpret_cast<const std::uint16_t*>(page + format.k_scales_offset());
+#pragma unroll
+  for (int item = static_cast<int>(threadIdx.x); item < 4 * kPageTokens; item += L::kThreads) {
+    const int t = item >> 2, q = item & 3;
+    const std::uint32_t stored = scales[8 * (t & 7) + (t >> 3)];
+    const std::uint32_t scale = (stored & 0x7fffu) * 0x10001u;
+    expand_key_planes<D, 0>(page, format.k_bits, t, q, table, scale, keys + tile_row(t) * L::kPitch);
+    if (q == 0) centred[tile_row(t)] = (stored & 0x8000u) != 0 ? 0.0f : 1.0f;
+  }
+}
+
+// ---- values
+
+// The scales of tokens 32 i + 8 n + 2 q + h as half2 (n, n + 1), [2 h + n / 2]. Those of slots outside
+// [begin, end) and NaN ones become 0, so that no row's 0 weight meets a NaN; NaN ones are noted.
+__device__ inline uint4 value_scales(const std::uint8_t* scales, int i, int q, int begin, int end,
+                                     std::uint32_t* not_finite) {
+  const uint2 even = *reinterpret_cast<const uint2*>(scales + 16 * (2 * q) + 8 * i),
+              odd = *reinterpret_cast<const uint2*>(scales + 16 * (2 * q + 1) + 8 * i);
+  std::uint32_t s[4] = {even.x, even.y, odd.x, odd.y};
+  bool check = begin > 0 || end < kPageTokens;
+#pragma unroll
+  for (int k = 0; k < 4; ++k) check |= __hbeq2(half2_of(s[k]), half2_of(s[k])) == false;
+  if (check) {
+#pragma unroll
+    for (int k = 0; k < 8; ++k) {
+      const int n = k & 3, h = k >> 2, t = 32 * i + 8 * n + 2 * q + h, shift = 16 * (n & 1);
+      const std::uint32_t bits = s[2 * h + n / 2] >> shift & 0x7fffu;
+      const bool seen = t >= begin && t < end, finite = bits < 0x7c00u;
+      if (seen && !finite) atomicOr(not_finite + i, 1u << (t & 31));
+      if (!seen || !finite) s[2 * h + n / 2] &= ~(0xffffu << shift);
+    }
+  }
+  return {s[0], s[1], s[2], s[3]};
+}
+
+// The words of a lane's units of a block, for token half i: "V codes" of format.h.
+template <int D, int Units>
+__device__ inline void value_selectors(const std::uint8_t* area, int bits, int block, int lane, int i,
+                                       std::uint32_t (&out)[Units]) {
+  const int unit = 128 * block + lane * Units;
+  const std::uint8_t* at = area + 4 * unit + (bits == 4 ? 16 * D * i : 0);
+  if constexpr (Units == 4) {
+    const uint4 w = *reinterpret_cast<const uint4*>(at);
+    out[0] = w.x, out[1] = w.y, out[2] = w.z, out[3] = w.w;
+  } else {
+    const uint2 w = *reinterpret_cast<const uint2*>(at);
+    out[0] = w.x, out[1] = w.y;
+  }
+  if (bits == 4) return;
+#pragma unroll
+  for (int j = 0; j < Units; ++j) out[j] = out[j] >> 2 * i & 0x33333333u;
+  if (bits == 2) return;
+  const auto* signs = reinterpret_cast<const std::uint16_t*>(area + 16 * D) + unit;
+#pragma unroll
+  for (int j = 0; j < Units; ++j) {
+    const std::uint32_t w = signs[j];
+    out[j] |= (w >> 2 * i & 0x1111u) << 2 | (w >> (2 * i + 1) & 0x1111u) << 18;
+  }
+}
+
+template <int D, int Units>
+__device__ inline void expand_value_block(const std::uint8_t* area, int bits, int block, int lane, int i,
+                                          const HalfTable& table, const uint4& scale, std::uint8_t* values) {
+  std::uint32_t selectors[Units];
+  value_selectors<D, Units>(area, bits, block, lane, i, selectors);
+  const int g = lane >> 2, q = lane & 3;
+  std::uint8_t* at =
+      values + (32 * block + g) * Layout<D>::kValuePitch + ((4 * i + q) ^ value_swizzle(g)) * 16;
+#pragma unroll
+  for (int j = 0; j < Units; ++j) {
+    uint4 x = look_up(selectors[j], table);
+    x = {times(x.x, scale.x), times(x.y, scale.y), times(x.z, scale.z), times(x.w, scale.w)};
+    *reinterpret_cast<uint4*>(at + 8 * j * Layout<D>::kValuePitch) = x;
+  }
+}
+
+template <int D>
+__device__ inline void expand_values(const std::uint8_t* page, const PageFormat& format, int begin, int end,
+                                     std::uint8_t* values, std::uint32_t* not_finite) {
+  using L = Layout<D>;
+  const HalfTable table = value_half_table(format.v_bits);
+  const std::uint8_t *area = page + format.v_codes_offset(), *scales = page + format.v_scales_offset();
+  const int lane = static_cast<int>(threadIdx.x & 31), warp = static_cast<int>(threadIdx.x >> 5);
+  const int i = warp & 1;  // warps are a multiple of 2
+  const uint4 scale = value_scales(scales, i, lane & 3, begin, end, not_finite);
+  for (int block = warp >> 1; block < D / 32; block += L::kWarps / 2)
+    expand_value_block<D, 4>(area, format.v_bits, block, lane, i, table, scale, values);
+  if constexpr (D % 32 != 0)
+    if (warp >> 1 == L::kWarps / 2 - 1)
+      expand_value_block<D, 2>(area, format.v_bits, D / 32, lane, i, table, scale, values);
+}
+
+}  // namespace turboquant::kernels::cuda::many

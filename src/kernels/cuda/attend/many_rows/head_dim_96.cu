@@ -1,0 +1,6 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/cuda/attend/many_rows/instance.cuh"
+
+template turboquant::Status turboquant::kernels::cuda::many::launch_many_rows<96>(const AttendArgs&, int,
+                                                                                  const Partials&, dim3,
+                                                                                  const Context&);
