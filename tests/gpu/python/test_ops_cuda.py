@@ -76,6 +76,31 @@ def test_operators_pass_opcheck_on_cuda(name):
     torch.library.opcheck(getattr(torch.ops.turboquant, name).default, copies)
 
 
+@pytest.mark.parametrize("dtype", list(UNIT))
+@pytest.mark.parametrize("own", [(1, 1, 1), (40, 3, 0)])
+def test_rows_may_have_any_strides_and_alignment_but_the_last(dtype, own):
+    paged = to_cuda(Paged(dtype=dtype, own=own, first=4, recent=8))
+    loose = {}
+    for name in ("query", "keys", "values"):
+        tight = paged.arguments[name]
+        tokens, heads, head_dim = tight.shape
+        # Heads are an odd number of elements apart, and the first begins at an odd one.
+        room = torch.empty(tokens * (heads * (head_dim + 1) + 2) + 1, dtype=dtype, device="cuda")
+        strides = (heads * (head_dim + 1) + 2, head_dim + 1, 1)
+        loose[name] = room[1:].as_strided(tight.shape, strides)
+        loose[name].copy_(tight)
+    for a, b in zip(paged.attend(), paged.but(**loose).attend()):
+        assert torch.equal(a, b)
+    pages = [paged.arguments["pages"].clone() for _ in range(2)]
+    fringes = [paged.arguments["fringe"].clone() for _ in range(2)]
+    paged.but(pages=pages[0], fringe=fringes[0]).encode()
+    paged.but(pages=pages[1], fringe=fringes[1], **loose).encode()
+    assert torch.equal(*pages) and torch.equal(*fringes)
+    assert torch.equal(paged.balance(), paged.but(**loose).balance())
+    signs = paged.arguments["value_signs"]
+    assert torch.equal(ops.rotate(paged.arguments["keys"], signs), ops.rotate(loose["keys"], signs))
+
+
 def test_a_workspace_serves_call_after_call():
     paged = to_cuda(Paged(history=(700, 3, 90), own=(1, 1, 1), head_dim=128))
     size = ops.attend_workspace_bytes(128, 4, 4, kv_heads=2, q_heads=4, sequences=3, tokens=3, device="cuda")
