@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "kernels/cuda/attend/few_rows/values.cuh"
+
+// Tokens in 16 bits: pieces of the fringe, and the call's own tokens, which the warp rotates itself. A tile is 16
+// of them in shared memory, [token][K, V][d] of fp16 in the rotated domain, as the fringe stores them.
+namespace turboquant::kernels::cuda::few_rows {
+
+// Four bytes, as fp16: 1024 + x is 0x6400 + x.
+__device__ __forceinline__ void bytes_to_halves(std::uint32_t bytes, std::uint32_t& low, std::uint32_t& high) {
+  const std::uint32_t biased = bytes ^ 0x80808080u;
+  const __half2 bias = __floats2half2_rn(1152.0f, 1152.0f);
+  const std::uint32_t pairs[2] = {prmt(biased, 0x64646464u, 0x4140), prmt(biased, 0x64646464u, 0x4342)};
+  const __half2 a = __hsub2(reinterpret_cast<const __half2&>(pairs[0]), bias);
+  const __half2 b = __hsub2(reinterpret_cast<const __half2&>(pairs[1]), bias);
+  low = reinterpret_cast<const std::uint32_t&>(a);
+  high = reinterpret_cast<const std::uint32_t&>(b);
+}
+
+// All warps that share the tile.
+template <class S>
+__device__ __forceinline__ void sharing_sync() {
+  if constexpr (S::kSharing == 1) __syncwarp();
+  else
+    asm volatile("bar.sync %0, %1;" ::"r"(1 + static_cast<int>(threadIdx.x >> 5) / S::kSharing),
+                 "n"(32 * S::kSharing)
+                 : "memory");
+}
+
+// Zeroes the values of unused slots and of tokens with NaN or infinity (a weight of 0 must not make NaN of them);
+// returns the latter as bits. Bit t of `used` says whether slot t holds a token.
+template <class S>
+__device__ std::uint32_t clean_values(std::uint8_t* tile, std::uint32_t used) {
+  constexpr int kChunks = S::kDim / 8;  // 16 bytes each, of a token's values
+  const int lane = static_cast<int>(threadIdx.x & 31);
+  std::uint32_t spoiled = 0;
+  const auto chunk = [&](int x) {
+    return reinterpret_cast<uint4*>(tile + (x / kChunks) * 4 * S::kDim + 2 * S::kDim + (x % kChunks) * 16);
+  };
+  for (int x = lane; x < kExactTokens * kChunks; x += 32) {
+    const uint4 v = *chunk(x);
+    std::uint32_t bad = 0;
+    for (const std::uint32_t pair : {v.x, v.y, v.z, v.w}) bad |= ((pair & 0x7c007c00u) + 0x04000400u) & 0x80008000u;
+    if (bad != 0) spoiled |= 1u << x / kChunks;
+  }
+  spoiled = __reduce_or_sync(~0u, spoiled);
+  const std::uint32_t zero = spoiled | ~used;
+  sharing_sync<S>();
+  for (int x = lane; x < kExactTokens * kChunks; x += 32)
+    if ((zero >> (x / kChunks) & 1) != 0) *chunk(x) = {0, 0, 0, 0};
+  sharing_sync<S>();
+  return spoiled & used;
+}
+
+// One tile. This lane's two tokens, slots g and g + 8, are at positions[0] and [1]; sees(t, position) says whether
+// row q of tile t sees one. A position below 0: the slot is not used.
+template <class S, class Sees>
+__device__ void attend_exact(const Params& p, std::uint8_t* tile, const Queries<S>& queries,
+                             const int (&positions)[2], Sees sees, Running<S>& running) {
+  const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
+  std::uint32_t used = 0;
+#pragma unroll
+  for (int j = 0; j < 2; ++j)
+    used |= positions[j] >= 0 ? 1u << (g + 8 * j) : 0u;
+  used = __reduce_or_sync(~0u, used);
+  if (used == 0) return;
+  const std::uint32_t spoiled = clean_values<S>(tile, used);
+
+  float c[S::kTiles][4] = {};
+  const std::uint8_t* keys = tile + g * 4 * S::kDim + 8 * q;
+#pragma unroll
+  for (int w = 0; w < S::kQueryWords; ++w) {  // 16 coordinates; lane q has 4 q .. 4 q + 3 as its columns
+    const uint2 upper = *reinterpret_cast<const uint2*>(keys + 32 * w);
+    const uint2 lower = *reinterpret_cast<const uint2*>(keys + 32 * w + 8 * 4 * S::kDim);
+    const OperandA a{{upper.x, lower.x, upper.y, lower.y}};
+#pragma unroll
+    for (int t = 0; t < S::kTiles; ++t) {
+      std::uint32_t b0, b1;
+      bytes_to_halves(queries.words[t][w], b0, b1);
+      mma_f16(c[t], a, b0, b1);
+    }
+  }
+
+  std::uint32_t weights[S::kTiles][2];
+  float gains[S::kTiles];
+  Step steps[S::kTiles];
+  const int odd = g & 1, source = 8 * q + (g >> 1);
+#pragma unroll
+  for (int t = 0; t < S::kTiles; ++t) {
+    float score[2], sum = 0;
+    std::uint32_t high = 0, low = 0;
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      score[j] = (c[t][2 * j] * 256.0f + c[t][2 * j + 1]) * queries.unit[t];
+      if (p.cap > 0) score[j] = soft_cap(score[j], p.cap);
+      if ((used >> (g + 8 * j) & 1) == 0 || !sees(t, positions[j])) score[j] = kUnseen;
+      else if ((spoiled >> (g + 8 * j) & 1) != 0) score[j] = __int_as_float(0x7fffffff);
+    }
+    steps[t] = next_maximum(fmaxf(score[0], score[1]), running.maximum[t]);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const float weight = exp2_approx(score[j] - steps[t].tile_maximum);
+      sum += weight;
+      const __half part = __float2half_rn(weight);
+      const __half rest = __float2half_rn(weight - __half2float(part));
+      high |= static_cast<std::uint32_t>(__half_as_ushort(part)) << (16 * j);
+      low |= static_cast<std::uint32_t>(__half_as_ushort(rest)) << (16 * j);
+    }
+    running.sum[t] = fmaf(running.sum[t], steps[t].keep, sum * steps[t].gain);
+    running.half_steps[t] *= steps[t].keep;
+    // As in weigh_page: even columns want the high part, odd ones the rest, of tokens 2 q (+ 8) and 2 q + 1 (+ 8).
+    const std::uint32_t near = __shfl_sync(~0u, odd ? low : high, source + 4 * odd);
+    const std::uint32_t far = __shfl_sync(~0u, odd ? high : low, source + 4 - 4 * odd);
+    const std::uint32_t even_tokens = odd ? far : near, odd_tokens = odd ? near : far;
+    weights[t][0] = prmt(even_tokens, odd_tokens, 0x5410);
+    weights[t][1] = prmt(even_tokens, odd_tokens, 0x7632);
+    gains[t] = steps[t].gain;
+  }
+  keep_sums<S>(steps, running);
+
+  const int matrix = lane >> 3, token = (matrix >> 1) * 8 + (lane & 7);
+  const std::uint32_t values = shared_address(tile + token * 4 * S::kDim + 2 * S::kDim + (matrix & 1) * 16);
+#pragma unroll
+  for (int w = 0; w < S::kQueryWords; ++w) {
+    const OperandA a = ldmatrix_x4_transposed(values + 32 * static_cast<std::uint32_t>(w));
+#pragma unroll
+    for (int t = 0; t < S::kTiles; ++t) {
+      float sums[4] = {};
+      mma_f16(sums, a, weights[t][0], weights[t][1]);
+      running.values[t][2 * w] = fmaf(sums[0] + sums[1], gains[t], running.values[t][2 * w]);
+      running.values[t][2 * w + 1] = fmaf(sums[2] + sums[3], gains[t], running.values[t][2 * w + 1]);
+    }
+  }
+}
+
+// The position of a fringe slot, or -1: it holds nothing that counts.
+__device__ inline int fringe_position(const Fringe& fringe, const FringeSpan& span, int slot) {
+  const int start = static_cast<int>(span.start), length = static_cast<int>(span.length);
+  if (slot < fringe.first) return start + slot < span.first_end ? start + slot : -1;
+  const int place = slot - fringe.first, last = length - 1;
+  if (place >= fringe.recent || last < 0) return -1;
+  const int behind = (last % fringe.recent - place + fringe.recent) % fringe.recent;
+  return last - behind >= span.recent_start ? last - behind : -1;
+}
+
+template <class S>
+__device__ void attend_fringe(const Params& p, const Sequence& sequence, int piece, std::uint8_t* tile,
+                              const Queries<S>& queries, Running<S>& running) {
+  const int g = static_cast<int>(threadIdx.x & 31) >> 2;
+  int positions[2];
+#pragma unroll
+  for (int j = 0; j < 2; ++j)
+    positions[j] = fringe_position(p.a.fringe, sequence.span, piece * kExactTokens + g + 8 * j);
+  attend_exact<S>(
+      p, tile, queries, positions, [&](int t, int position) { return position >= queries.lowest[t]; }, running);
+}
+
+// Rotates the call's own tokens [first, first + count) of the sequence into a tile.
+template <class S>
+__device__ void rotate_own(const Params& p, const Sequence& sequence, int first, int count, int kv_head,
+                           float* staged, float* scratch, std::uint8_t* tile) {
+  const int lane = static_cast<int>(threadIdx.x & 31);
+  const AttendArgs& a = p.a;
+  for (int begin = 0; begin < 2 * count; begin += kTileRows) {  // vectors: K and V of a token in turn
+    const int rows = min(kTileRows, 2 * count - begin);
+    for (int r = 0; r < rows; ++r) {
+      const int token = (begin + r) / 2;
+      const bool is_key = (begin + r) % 2 == 0;
+      const Rows& from = is_key ? a.keys : a.values;
+      const float* signs = (is_key ? a.basis.query_signs : a.basis.value_signs) + kv_head * S::kDim;
+      const std::int64_t at = row_at(from, sequence.first_token + first + token, kv_head);
+      for (int e = lane; e < S::kDim; e += 32) {  // key_signs are xi / s = 1 / (xi s)
+        const float x = load_element(from.dtype, from.data, at + e);
+        staged[r * S::kStride + e] = is_key ? x / signs[e] : x * signs[e];
+      }
+    }
+    __syncwarp();
+    warp_hadamard(staged, rows, S::kStride, a.basis.base, S::kDim / a.basis.base, a.basis.base_matrix, false,
+                  scratch);
+    for (int r = 0; r < rows; ++r) {
+      __half* to = reinterpret_cast<__half*>(tile) + (begin + r) * S::kDim;
+      for (int e = lane; e < S::kDim; e += 32) {
+        const float x = staged[r * S::kStride + e] * p.out_unit;
+        to[e] = __float2half_rn(fabsf(x) > 65504.0f && fabsf(x) < __int_as_float(0x7f800000) ? copysignf(65504.0f, x) : x);
+      }
+    }
+    __syncwarp();
+  }
+}
+
+template <class S>
+__device__ void attend_own(const Params& p, const Sequence& sequence, int kv_head, bool fills, float* staged,
+                           float* scratch, std::uint8_t* tile, const Queries<S>& queries, Running<S>& running) {
+  if (p.a.keys.data == nullptr) return;
+  const int g = static_cast<int>(threadIdx.x & 31) >> 2, length = static_cast<int>(sequence.span.length);
+  for (int first = 0; first < sequence.tokens; first += kExactTokens) {
+    const int count = min(kExactTokens, sequence.tokens - first);
+    if (fills) rotate_own<S>(p, sequence, first, count, kv_head, staged, scratch, tile);
+    sharing_sync<S>();
+    int positions[2];
+#pragma unroll
+    for (int j = 0; j < 2; ++j) positions[j] = g + 8 * j < count ? length + first + g + 8 * j : -1;
+    attend_exact<S>(
+        p, tile, queries, positions,
+        [&](int t, int position) {
+          return position >= queries.lowest[t] && position <= length + queries.token[t];
+        },
+        running);
+    sharing_sync<S>();
+  }
+}
+
+}  // namespace turboquant::kernels::cuda::few_rows

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "kernels/cuda/attend/few_rows/few_rows.h"
+#include "kernels/cuda/attend/few_rows/kernel.cuh"
+#include "kernels/cuda/launch.h"
+
+// The kernels of one head_dim.
+namespace turboquant::kernels::cuda::few_rows {
+
+// Calls f with the Shape of a config. The configs are those that few_rows.cc chooses from.
+template <int kDim, class F>
+auto with_shape(const Config& config, F f) {
+  if (config.tiles == 1) return f(Shape<kDim, 1, 1>{});
+  if (config.tiles == 2 && config.sharing == 1) return f(Shape<kDim, 2, 1>{});
+  if constexpr (kDim <= 128) {  // sums of 16 rows fit a warp's registers
+    if (config.sharing == 1) return f(Shape<kDim, 4, 1>{});
+    return f(Shape<kDim, 4, 2>{});
+  } else {
+    if (config.sharing == 2) return f(Shape<kDim, 2, 2>{});
+    return f(Shape<kDim, 2, 4>{});
+  }
+}
+
+template <int kDim>
+Footprint footprint(const Config& config, int sequences) {
+  return with_shape<kDim>(config, [&](auto shape) {
+    using S = decltype(shape);
+    return Footprint{SharedLayout<S>::fixed_bytes(sequences), S::kStreams, S::kPartFloats};
+  });
+}
+
+template <int kDim>
+Status launch_config(const Config& config, const Params& params, int shared_bytes, const Context& context) {
+  return with_shape<kDim>(config, [&](auto shape) {
+    using S = decltype(shape);
+    return launch({.name = "attend (few_rows)",
+                   .grid = dim3(static_cast<unsigned>(params.ctas_per_head * params.a.pages.kv_heads)),
+                   .block = dim3(kWarps * 32),
+                   .shared_bytes = static_cast<std::size_t>(shared_bytes),
+                   .overlap = true},
+                  context, few_rows_kernel<S>, params);
+  });
+}
+
+}  // namespace turboquant::kernels::cuda::few_rows

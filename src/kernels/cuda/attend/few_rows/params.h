@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "turboquant/attention.h"
+
+// What the host tells the few_rows kernel. A *row* is a (query, head of the group) pair of one sequence and KV
+// head; a row tile is up to kTiles * 4 rows a warp, times the warps that share a stream of pages.
+namespace turboquant::kernels::cuda::few_rows {
+
+inline constexpr int kWarps = 8;             // of a CTA
+inline constexpr int kTileRows = 4;          // an MMA's 8 columns: 4 rows x {high byte, low byte}
+inline constexpr int kMaxSequences = 4096;   // of a call
+inline constexpr int kMaxStages = 4;
+inline constexpr int kExactTokens = 16;      // of the fringe or the call's own, in one MMA
+
+struct Params {
+  AttendArgs a;
+  int group = 1;          // query heads of a KV head
+  int most_rows = 0;      // sequences with more rows are left to another kernel
+  int ctas_per_head = 1;  // the grid is [ctas_per_head * kv_heads]
+  int stages = 1;         // slots of a stream's ring
+  int slot_bytes = 0;     // of the ring: a page, or 16 fringe tokens
+  int fringe_pieces = 0;  // of 16 slots each; the last may be shorter
+  // Byte offsets in a page (turboquant/format.h); K codes are at 0.
+  int page_bytes = 0, v_codes = 0, k_scales = 0, v_scales = 0, centre = 0, centre_step = 0;
+  float query_unit = 0;  // of rotated queries: scale log2(e) / sqrt(d), or scale / softcap / sqrt(d)
+  float cap = 0;         // softcap * log2(e), 0: none
+  float out_unit = 0;    // 1 / sqrt(d)
+  // Workspace. A part is what was summed of one row tile: [rows][d] values, then [rows] maxima and sums.
+  int* arrivals = nullptr;      // [grid], zero between calls: CTAs that finished a shared row tile
+  float* cta_parts = nullptr;   // [grid, 2]: of a tile that an earlier CTA began, of one that goes on
+  float* warp_parts = nullptr;  // [grid, kWarps]: of a warp's first tile where it did not end there
+};
+
+}  // namespace turboquant::kernels::cuda::few_rows

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "kernels/cuda/attend/few_rows/schedule.cuh"
+#include "kernels/cuda/attend/ptx.cuh"
+
+// Pages and fringe pieces on their way into shared memory: a ring of slots a stream of warps, filled in the
+// order of its units, so that no warp ever waits for another stream. From sm_90 on the copy engine moves a
+// page as one bulk copy; before, the lanes of a warp copy 16 bytes at a time.
+namespace turboquant::kernels::cuda::few_rows {
+
+template <class S>
+struct Ring {
+#if __CUDA_ARCH__ >= 900
+  static constexpr int kFillers = 1;  // threads that arrive at a slot's barrier when they have filled it
+#else
+  static constexpr int kFillers = 32;
+#endif
+
+  const Params& p;
+  const int* sums;
+  int kv_head, begin, end;       // the stream's units
+  std::uint8_t* slots;           // [stages][slot_bytes]
+  std::uint32_t full, empty;     // [stages] barriers: has arrived; has been read by all sharing warps
+  bool issues;                   // this warp fills the ring
+  int issued = 0, next_slot = 0; // of the warp that fills it
+  int slot = 0;                  // to be read next
+  std::uint32_t parity = 0, empty_parity = 0;
+  std::uint64_t from = 0;        // lane i: where unit begin + (issued rounded down to 32) + i comes from
+  int bytes = 0;                 // 0: nothing to copy
+
+  __device__ int lane() const { return static_cast<int>(threadIdx.x & 31); }
+
+  __device__ void init() {
+    if (lane() < p.stages && issues) {
+      barrier_init(full + static_cast<std::uint32_t>(lane()) * 8, kFillers);
+      barrier_init(empty + static_cast<std::uint32_t>(lane()) * 8, S::kSharing);
+    }
+    barrier_init_fence();
+  }
+
+  // Looks 32 units up at once, a lane each.
+  __device__ void look_up() {
+    const int unit = begin + issued + lane();
+    bytes = 0;
+    if (unit >= end) return;
+    const Place place = place_of<S>(p, sums, unit);
+    const Sequence sequence = sequence_of<S>(p, place.i);
+    const int piece = place.unit - sequence.pages;
+    if (piece < 0) {
+      from = reinterpret_cast<std::uint64_t>(page_of(p.a.pages, p.a.sequences, place.i,
+                                                     sequence.page_begin + place.unit, kv_head, p.page_bytes));
+      bytes = p.page_bytes;
+    } else if (piece < sequence.pieces) {
+      const std::int64_t all = p.a.fringe.first + p.a.fringe.recent, at = piece * kExactTokens;
+      from = reinterpret_cast<std::uint64_t>(
+          p.a.fringe.data +
+          ((static_cast<std::int64_t>(place.i) * p.a.pages.kv_heads + kv_head) * all + at) * 2 * S::kDim);
+      bytes = static_cast<int>(min(static_cast<std::int64_t>(kExactTokens), all - at)) * 4 * S::kDim;
+    }
+  }
+
+  // Starts the copy of the next unit, if there is one, into the slot after the last one filled.
+  __device__ void issue() {
+    if (!issues || begin + issued >= end) return;
+    if (issued % 32 == 0) look_up();
+    const std::uint64_t source = __shfl_sync(~0u, from, issued % 32);
+    const int size = __shfl_sync(~0u, bytes, issued % 32);
+    const std::uint32_t to = shared_address(slots + next_slot * p.slot_bytes);
+    const std::uint32_t barrier = full + static_cast<std::uint32_t>(next_slot) * 8;
+#if __CUDA_ARCH__ >= 900
+    if (size > 0 && lane() == 0)
+      bulk_copy(to, reinterpret_cast<const void*>(source), static_cast<std::uint32_t>(size), barrier,
+                evict_first_policy());
+    if (size == 0 && lane() == 0) barrier_arrive(barrier);
+#else
+    for (int at = lane() * 16; at < size; at += 512)
+      async_copy16(to + static_cast<std::uint32_t>(at), reinterpret_cast<const std::uint8_t*>(source) + at);
+    async_copy_arrive(barrier);
+#endif
+    ++issued;
+    next_slot = next_slot + 1 == p.stages ? 0 : next_slot + 1;
+  }
+
+  // Waits for the next unit's bytes.
+  __device__ std::uint8_t* wait() {
+    barrier_wait(full + static_cast<std::uint32_t>(slot) * 8, parity);
+    return slots + slot * p.slot_bytes;
+  }
+
+  // The slot has been read: fill it again. `written`: by the warp, too.
+  __device__ void release(bool written) {
+    if (written) shared_proxy_fence();
+    __syncwarp();
+    if constexpr (S::kSharing > 1) {
+      const std::uint32_t barrier = empty + static_cast<std::uint32_t>(slot) * 8;
+      if (lane() == 0) barrier_arrive(barrier);
+      if (issues) barrier_wait(barrier, parity);
+    }
+    issue();
+    if (++slot == p.stages) {
+      slot = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+}  // namespace turboquant::kernels::cuda::few_rows

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "kernels/cuda/attend/few_rows/queries.cuh"
+
+// Scores of a page: integer products of codes and queries on the tensor cores.
+//
+// A = 16 tokens x 32 coordinates of K, made from packed codes by byte permutes; B = 32 coordinates x 8 columns of
+// queries. Lane 4 g + q ends up with tokens g + 8 j (j < 8) of row q: both bytes of a score lie in one lane.
+namespace turboquant::kernels::cuda::few_rows {
+
+// `bytes` bytes as words, by one load.
+struct Words {
+  std::uint32_t word[4];
+};
+template <int kBytes>
+__device__ __forceinline__ Words load_words(const std::uint8_t* from) {
+  Words out{};
+  if constexpr (kBytes == 16) {
+    const uint4 x = *reinterpret_cast<const uint4*>(from);
+    out = {{x.x, x.y, x.z, x.w}};
+  } else if constexpr (kBytes == 8) {
+    const uint2 x = *reinterpret_cast<const uint2*>(from);
+    out = {{x.x, x.y, 0, 0}};
+  } else if constexpr (kBytes == 4) {
+    out.word[0] = *reinterpret_cast<const std::uint32_t*>(from);
+  } else if constexpr (kBytes == 2) {
+    out.word[0] = *reinterpret_cast<const std::uint16_t*>(from);
+  } else {
+    out.word[0] = *from;
+  }
+  return out;
+}
+
+// PRMT selectors of codes 8 i .. 8 i + 3 (low half) and 8 i + 4 .. 8 i + 7 (high half) of a chunk of kCodes codes
+// of kBits bits (turboquant/format.h, nibble-strided packing). Only 4-bit selectors carry a sign.
+template <int kCodes, int kBits>
+__device__ __forceinline__ std::uint32_t selectors(const Words& x, int i) {
+  const std::uint32_t w = x.word[0];
+  if constexpr (kBits == 4) return x.word[i];
+  if constexpr (kBits == 2) {
+    if constexpr (kCodes == 32) return x.word[i % 2] >> (2 * (i / 2)) & 0x33333333u;
+    if constexpr (kCodes == 16) return w >> (2 * i) & 0x33333333u;
+    if constexpr (kCodes == 8) return (w & 0x3333u) | (w << 14 & 0x33330000u);
+    return (w | w << 6) & 0x3333u;
+  }
+  if constexpr (kCodes == 32) return w >> i & 0x11111111u;
+  if constexpr (kCodes == 16) return (w >> (2 * i) & 0x1111u) | (w << 15 >> (2 * i) & 0x11110000u);
+  if constexpr (kCodes == 8) {
+    const std::uint32_t even = (w | w << 7) & 0x1111u, odd = (w >> 2 | w << 5) & 0x1111u;
+    return even | odd << 16;
+  }
+  const std::uint32_t pairs = (w | w << 6) & 0x303u;
+  return (pairs | pairs << 3) & 0x1111u;
+}
+
+// The chunk of one token's codes that this lane reads, as selectors of its 4-code groups.
+template <class S, int kBits, int kFirst, int kWidth>
+struct KeyChunk {
+  static constexpr int kCodes = kWidth / 4;
+  static constexpr int kMainBits = kBits == 3 ? 2 : kBits;
+  Words main, signs;
+
+  template <int kAreaBits>
+  static __device__ Words load(const std::uint8_t* area, int token, int q) {
+    constexpr int kRowBits = kWidth * kAreaBits;
+    const std::uint8_t* row = area + kFirst * 64 * kAreaBits / 8 + token * kRowBits / 8;
+    if constexpr (kRowBits == 16) {  // a chunk is half a byte
+      Words out{};
+      out.word[0] = row[q / 2] >> (4 * (q % 2)) & 15u;
+      return out;
+    } else {
+      return load_words<kRowBits / 32>(row + q * (kRowBits / 32));
+    }
+  }
+  __device__ KeyChunk(const std::uint8_t* page, int token, int q) {
+    main = load<kMainBits>(page, token, q);
+    if constexpr (kBits == 3) signs = load<1>(page + 16 * S::kDim, token, q);
+  }
+  __device__ std::uint32_t selector(int i) const {
+    std::uint32_t out = selectors<kCodes, kMainBits>(main, i);
+    if constexpr (kBits == 3) out |= selectors<kCodes, 1>(signs, i) << 2;
+    return out;
+  }
+};
+
+// Adds the products of the plane of kWidth coordinates from kFirst on, and of those after it.
+template <class S, int kBits, int kFirst>
+__device__ __forceinline__ void add_plane(const std::uint8_t* page, const Queries<S>& queries,
+                                          int (&c)[4][S::kTiles][4]) {
+  constexpr int kWidth = core::plane_of(S::kDim, kFirst).width;
+  constexpr ByteTable kTable = byte_table(core::key_table(kBits));
+  const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
+#pragma unroll
+  for (int m = 0; m < 4; ++m) {
+    const KeyChunk<S, kBits, kFirst, kWidth> upper(page, 16 * m + g, q), lower(page, 16 * m + 8 + g, q);
+#pragma unroll
+    for (int i = 0; i < (kWidth + 31) / 32; ++i) {
+      constexpr bool kHalf = kWidth == 16;
+      const int w = kFirst / 16 + 2 * i;
+      std::uint32_t x = upper.selector(i), y = lower.selector(i);
+      const auto operand = [&] {
+        return OperandA{{prmt(kTable.low, kTable.high, x), prmt(kTable.low, kTable.high, y),
+                         kHalf ? 0 : prmt(kTable.low, kTable.high, x >> 16),
+                         kHalf ? 0 : prmt(kTable.low, kTable.high, y >> 16)}};
+      };
+      const OperandA positive = operand();
+#pragma unroll
+      for (int t = 0; t < S::kTiles; ++t) {
+        const std::uint32_t b1 = kHalf ? 0 : queries.words[t][kHalf ? w : w + 1];
+        if (kFirst == 0 && i == 0) mma_s8_s8<true>(c[m][t], positive, queries.words[t][w], b1);
+        else mma_s8_s8<false>(c[m][t], positive, queries.words[t][w], b1);
+      }
+      if constexpr (kBits == 4) {  // a magnitude is below 128: PRMT gives 0 where the sign bit is set
+        x ^= 0x88888888u;
+        y ^= 0x88888888u;
+        const OperandA negative = operand();
+#pragma unroll
+        for (int t = 0; t < S::kTiles; ++t)
+          mma_s8_s8<false>(c[m][t], negative, queries.negated[t][w],
+                           kHalf ? 0 : queries.negated[t][kHalf ? w : w + 1]);
+      }
+    }
+  }
+  if constexpr (kFirst + kWidth < S::kDim) add_plane<S, kBits, kFirst + kWidth>(page, queries, c);
+}
+
+// The centre's products with the queries: a tile of which only row 0 is used.
+template <class S>
+__device__ __forceinline__ void centre_products(const std::uint8_t* centre, const Queries<S>& queries,
+                                                int (&c)[S::kTiles][4]) {
+  const int lane = static_cast<int>(threadIdx.x & 31), q = lane & 3;
+  const std::uint8_t* row = centre + 4 * q;
+#pragma unroll
+  for (int w = 0; w < S::kQueryWords; w += 2) {
+    const bool whole = w + 1 < S::kQueryWords;
+    OperandA a{};
+    if (lane < 4) {
+      a.x[0] = *reinterpret_cast<const std::uint32_t*>(row + 16 * w);
+      if (whole) a.x[2] = *reinterpret_cast<const std::uint32_t*>(row + 16 * w + 16);
+    }
+#pragma unroll
+    for (int t = 0; t < S::kTiles; ++t) {
+      const std::uint32_t b1 = whole ? queries.words[t][w + 1 < S::kQueryWords ? w + 1 : w] : 0;
+      if (w == 0) mma_s8_s8<true>(c[t], a, queries.words[t][w], b1);
+      else mma_s8_s8<false>(c[t], a, queries.words[t][w], b1);
+    }
+  }
+}
+
+__device__ __forceinline__ float half_bits_to_float(std::uint32_t bits) {
+  return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
+}
+
+// scores[t][j]: row q of tile t against token g + 8 j, times query_unit; before softcap and mask.
+template <class S>
+__device__ __forceinline__ void page_scores(const Params& p, const std::uint8_t* page, const Queries<S>& queries,
+                                            float (&scores)[S::kTiles][8]) {
+  const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
+  int c[4][S::kTiles][4], centre[S::kTiles][4];
+  with_bits(p.a.pages.format.k_bits, [&](auto bits) { add_plane<S, bits.value, 0>(page, queries, c); });
+  centre_products<S>(page + p.centre, queries, centre);
+  const Words scales = load_words<16>(page + p.k_scales + 16 * g);
+  const float step = half_bits_to_float(*reinterpret_cast<const std::uint16_t*>(page + p.centre_step));
+#pragma unroll
+  for (int t = 0; t < S::kTiles; ++t) {
+    const float about_centre = __shfl_sync(
+        ~0u, static_cast<float>(centre[t][0] * 256 + centre[t][1]) * step * queries.unit[t], q);
+    const float unit = queries.unit[t] * (1.0f / core::kScaleUnit);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const float scale = half_bits_to_float(scales.word[j / 2] >> (16 * (j % 2)) & 0xffffu);
+      const int* product = c[j / 2][t] + 2 * (j % 2);
+      const float reference = __float_as_int(scale) < 0 ? 0.0f : about_centre;  // its sign: no centre
+      scores[t][j] =
+          fmaf(static_cast<float>(product[0] * 256 + product[1]), fabsf(scale) * unit, reference);
+    }
+  }
+}
+
+}  // namespace turboquant::kernels::cuda::few_rows

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <type_traits>
+
+#include "core/layout.h"
+#include "core/tables.h"
+#include "kernels/cuda/attend/few_rows/params.h"
+
+// The compile-time facts of a few_rows kernel.
+namespace turboquant::kernels::cuda::few_rows {
+
+// kTiles: column tiles of 4 rows a warp computes. kSharing: warps that read one stream of pages, each for its
+// own kTiles * 4 rows.
+template <int kHeadDim, int kTiles_, int kSharing_>
+struct Shape {
+  static constexpr int kDim = kHeadDim;
+  static constexpr int kTiles = kTiles_, kSharing = kSharing_;
+  static constexpr int kStreams = kWarps / kSharing;
+  static constexpr int kRows = kTiles * kTileRows;      // of a warp
+  static constexpr int kTileTotal = kRows * kSharing;   // of a row tile
+  static constexpr int kQueryWords = kDim / 16;         // registers of a query's B operand: 16 coordinates each
+  static constexpr int kSums = kDim / 8;                // coordinates of a row a lane sums: 2 of each 16
+  static constexpr int kStride = kDim + 8;              // of staged rows: lanes of a fragment meet no bank twice
+  static constexpr int kPartFloats = kTileTotal * (kDim + 2);
+  static_assert(kDim % 16 == 0 && kWarps % kSharing == 0);
+};
+
+// The magnitudes of 4-bit codes, or all values of 2- and 3-bit ones, as the bytes that PRMT chooses from.
+struct ByteTable {
+  std::uint32_t low = 0, high = 0;
+};
+constexpr ByteTable byte_table(const core::CodeTable& table) {
+  ByteTable out;
+  for (int code = 0; code < 8; ++code) {
+    int value = 0;
+    if (table.bits == 4) value = table.magnitudes[code] / table.half_steps;
+    else if (code < 1 << table.bits)
+      value = code < table.magnitude_count ? table.magnitudes[code]
+                                           : -static_cast<int>(table.magnitudes[code - table.magnitude_count]);
+    (code < 4 ? out.low : out.high) |= static_cast<std::uint32_t>(value & 255) << code % 4 * 8;
+  }
+  return out;
+}
+
+// A dynamic shared memory block, cut into: rings, staged rows, rotation scratch, barriers, sums of units.
+template <class S>
+struct SharedLayout {
+  static constexpr int staged_bytes() { return kWarps * kTileRows * S::kStride * 4; }
+  static constexpr int scratch_bytes() { return kWarps * S::kDim * 4; }
+  static constexpr int barrier_bytes() { return kWarps * kMaxStages * 2 * 8; }
+  static constexpr int fixed_bytes(int sequences) {
+    return staged_bytes() + scratch_bytes() + barrier_bytes() + (sequences + 1 + 64) * 4;
+  }
+  static constexpr int ring_bytes(int stages, int slot_bytes) { return S::kStreams * stages * slot_bytes; }
+};
+
+// Calls f with the width of a page's codes as a constant: one branch a page, the same for all warps.
+template <class F>
+__device__ __forceinline__ void with_bits(int bits, F f) {
+  if (bits == 4) f(std::integral_constant<int, 4>{});
+  else if (bits == 3) f(std::integral_constant<int, 3>{});
+  else f(std::integral_constant<int, 2>{});
+}
+
+}  // namespace turboquant::kernels::cuda::few_rows
