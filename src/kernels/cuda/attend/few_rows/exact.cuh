@@ -156,47 +156,56 @@ __device__ void attend_fringe(const Params& p, const Sequence& sequence, int pie
       p, tile, queries, positions, [&](int t, int position) { return position >= queries.lowest[t]; }, running);
 }
 
-// Rotates the call's own tokens [first, first + count) of the sequence into a tile.
+// Rotates the call's own tokens [first, first + count) of the sequence into a tile, two tokens at a time.
 template <class S>
-__device__ void rotate_own(const Params& p, const Sequence& sequence, int first, int count, int kv_head,
-                           float* staged, float* scratch, std::uint8_t* tile) {
+__device__ void rotate_own(const Params& p, const Sequence& sequence, int first, int count, int kv_head, float* staged,
+                           std::uint8_t* tile) {
   const int lane = static_cast<int>(threadIdx.x & 31);
   const AttendArgs& a = p.a;
-  for (int begin = 0; begin < 2 * count; begin += kTileRows) {  // vectors: K and V of a token in turn
-    const int rows = min(kTileRows, 2 * count - begin);
-    for (int r = 0; r < rows; ++r) {
-      const int token = (begin + r) / 2;
-      const bool is_key = (begin + r) % 2 == 0;
-      const Rows& from = is_key ? a.keys : a.values;
-      const float* signs = (is_key ? a.basis.query_signs : a.basis.value_signs) + kv_head * S::kDim;
-      const std::int64_t at = row_at(from, sequence.first_token + first + token, kv_head);
-      for (int e = lane; e < S::kDim; e += 32) {  // key_signs are xi / s = 1 / (xi s)
-        const float x = load_element(from.dtype, from.data, at + e);
-        staged[r * S::kStride + e] = is_key ? x / signs[e] : x * signs[e];
+  float key_signs[kEach<S::kDim>], value_signs[kEach<S::kDim>];  // keys: xi / s = 1 / (xi s)
+  load_signs<S::kDim>(a.basis.query_signs + kv_head * S::kDim, key_signs);
+  load_signs<S::kDim>(a.basis.value_signs + kv_head * S::kDim, value_signs);
+  for (int token = 0; token < count; token += 2) {
+    std::int64_t key_at[2], value_at[2];
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      const bool real = token + n < count;
+      key_at[n] = real ? row_at(a.keys, sequence.first_token + first + token + n, kv_head) : -1;
+      value_at[n] = real ? row_at(a.values, sequence.first_token + first + token + n, kv_head) : -1;
+    }
+    RowsInLanes<S::kDim, 2> keys, values;
+    load_rows<S::kDim, 2>(a.keys, key_at, keys);
+    load_rows<S::kDim, 2>(a.values, value_at, values);
+    RowsInLanes<S::kDim, 4> x;  // as stored: K and V of a token, then of the next
+#pragma unroll
+    for (int n = 0; n < 2; ++n)
+#pragma unroll
+      for (int i = 0; i < kEach<S::kDim>; ++i) {
+        x[2 * n][i] = keys[n][i] / key_signs[i];
+        x[2 * n + 1][i] = values[n][i] * value_signs[i];
+      }
+    hadamard<S::kDim, 4, false>(x, a.basis.base_matrix, staged, S::kStride);
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      __half* to = reinterpret_cast<__half*>(tile) + (2 * token + r) * S::kDim;
+#pragma unroll
+      for (int i = 0; i < kEach<S::kDim>; ++i) {
+        const float y = x[r][i] * p.out_unit, size = fabsf(y);
+        const bool clamps = size > 65504.0f && size < __int_as_float(0x7f800000);
+        if (has<S::kDim>(i)) to[lane + 32 * i] = __float2half_rn(clamps ? copysignf(65504.0f, y) : y);
       }
     }
-    __syncwarp();
-    warp_hadamard(staged, rows, S::kStride, a.basis.base, S::kDim / a.basis.base, a.basis.base_matrix, false,
-                  scratch);
-    for (int r = 0; r < rows; ++r) {
-      __half* to = reinterpret_cast<__half*>(tile) + (begin + r) * S::kDim;
-      for (int e = lane; e < S::kDim; e += 32) {
-        const float x = staged[r * S::kStride + e] * p.out_unit;
-        to[e] = __float2half_rn(fabsf(x) > 65504.0f && fabsf(x) < __int_as_float(0x7f800000) ? copysignf(65504.0f, x) : x);
-      }
-    }
-    __syncwarp();
   }
 }
 
 template <class S>
 __device__ void attend_own(const Params& p, const Sequence& sequence, int kv_head, bool fills, float* staged,
-                           float* scratch, std::uint8_t* tile, const Queries<S>& queries, Running<S>& running) {
+                           std::uint8_t* tile, const Queries<S>& queries, Running<S>& running) {
   if (p.a.keys.data == nullptr) return;
   const int g = static_cast<int>(threadIdx.x & 31) >> 2, length = static_cast<int>(sequence.span.length);
   for (int first = 0; first < sequence.tokens; first += kExactTokens) {
     const int count = min(kExactTokens, sequence.tokens - first);
-    if (fills) rotate_own<S>(p, sequence, first, count, kv_head, staged, scratch, tile);
+    if (fills) rotate_own<S>(p, sequence, first, count, kv_head, staged, tile);
     sharing_sync<S>();
     int positions[2];
 #pragma unroll

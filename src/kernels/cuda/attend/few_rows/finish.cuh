@@ -47,18 +47,21 @@ __device__ void store_part(const Running<S>& running, int first_row, Part<S> par
   }
 }
 
-// Output and LSE of `count` rows from `row` of a sequence on, whose sums are staged; lane r has row r's maximum and
-// sum of weights.
-template <class S>
-__device__ void finish_rows(const Params& p, const Sequence& sequence, int row, int count, int kv_head, float* staged,
-                            float* scratch, float maximum, float sum) {
+// Output and LSE of kRows rows from `row` of a sequence on, whose sums are x; lane r has row r's maximum and sum of
+// weights.
+template <class S, int kRows>
+__device__ void finish_rows(const Params& p, const Sequence& sequence, int row, int kv_head,
+                            RowsInLanes<S::kDim, kRows>& x, float* staged, float maximum, float sum) {
   constexpr float kLog2e = 1.442695041f, kLn2 = 0.6931471806f;
   const AttendArgs& a = p.a;
   const int lane = static_cast<int>(threadIdx.x & 31), rows = sequence.tokens * p.group;
-  __syncwarp();
-  warp_hadamard(staged, count, S::kStride, a.basis.base, S::kDim / a.basis.base, a.basis.base_matrix, true, scratch);
-  const float* signs = a.basis.value_signs + kv_head * S::kDim;
-  for (int r = 0; r < count && row + r < rows; ++r) {
+  const bool is_half = a.out.dtype == DType::kF16;
+  float signs[kEach<S::kDim>];
+  load_signs<S::kDim>(a.basis.value_signs + kv_head * S::kDim, signs);
+  hadamard<S::kDim, kRows, true>(x, a.basis.base_matrix, staged, S::kStride);
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    if (row + r >= rows) continue;
     const int token = (row + r) / p.group, head = kv_head * p.group + row + r - token * p.group;
     float most = __shfl_sync(~0u, maximum, r), total = __shfl_sync(~0u, sum, r), factor = 1;
     if (a.sinks != nullptr) {
@@ -68,27 +71,34 @@ __device__ void finish_rows(const Params& p, const Sequence& sequence, int row, 
       most = larger;
     }
     const float unit = total == 0 ? 0 : factor * p.out_unit / total;
-    const std::int64_t at = row_at(a.out, sequence.first_token + token, head);
-    for (int e = lane; e < S::kDim; e += 32)
-      store_element(a.out.dtype, a.out.data, at + e, staged[r * S::kStride + e] * unit * signs[e]);
+    auto* out = static_cast<unsigned short*>(a.out.data) + row_at(a.out, sequence.first_token + token, head);
+#pragma unroll
+    for (int i = 0; i < kEach<S::kDim>; ++i)
+      if (has<S::kDim>(i)) out[lane + 32 * i] = to_16_bits(is_half, x[r][i] * unit * signs[i]);
     if (a.lse != nullptr && lane == 0)
       a.lse[(static_cast<std::int64_t>(sequence.first_token) + token) * a.q_heads + head] =
           total == 0 ? -__int_as_float(0x7f800000) : (most + log2f(total)) * kLn2;
   }
-  __syncwarp();
 }
 
 // The warp's own rows, of a segment that it alone did.
 template <class S>
 __device__ void finish_running(const Params& p, const Sequence& sequence, int first_row, int kv_head, float* staged,
-                               float* scratch, const Running<S>& running) {
+                               const Running<S>& running) {
   const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
 #pragma unroll
   for (int t = 0; t < S::kTiles; ++t) {
 #pragma unroll
     for (int x = 0; x < S::kSums; ++x) staged[q * S::kStride + x / 2 * 16 + x % 2 * 8 + g] = running.values[t][x];
-    finish_rows<S>(p, sequence, first_row + t * kTileRows, kTileRows, kv_head, staged, scratch, running.maximum[t],
-                   running.sum[t]);
+    __syncwarp();
+    RowsInLanes<S::kDim, kTileRows> x;
+#pragma unroll
+    for (int r = 0; r < kTileRows; ++r)
+#pragma unroll
+      for (int i = 0; i < kEach<S::kDim>; ++i) x[r][i] = has<S::kDim>(i) ? staged[r * S::kStride + lane + 32 * i] : 0;
+    __syncwarp();
+    finish_rows<S, kTileRows>(p, sequence, first_row + t * kTileRows, kv_head, x, staged, running.maximum[t],
+                              running.sum[t]);
   }
 }
 

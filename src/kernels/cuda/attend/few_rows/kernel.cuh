@@ -22,12 +22,10 @@ __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_c
   const int stream = warp / S::kSharing, in_stream = warp % S::kSharing;
   std::uint8_t* rings = shared;
   float* all_staged = reinterpret_cast<float*>(rings + SharedLayout<S>::ring_bytes(p.stages, p.slot_bytes));
-  float* all_scratch = all_staged + kWarps * kTileRows * S::kStride;
-  auto* barriers = reinterpret_cast<std::uint64_t*>(all_scratch + kWarps * S::kDim);
+  auto* barriers = reinterpret_cast<std::uint64_t*>(all_staged + kWarps * kTileRows * S::kStride);
   int* sums = reinterpret_cast<int*>(barriers + kWarps * kMaxStages * 2);
   int* arrived = sums + p.a.sequences.count + 1;
   float* staged = all_staged + warp * kTileRows * S::kStride;
-  float* scratch = all_scratch + warp * S::kDim;
 
   const int kv_head = static_cast<int>(blockIdx.x) / p.ctas_per_head;
   const int index = static_cast<int>(blockIdx.x) - kv_head * p.ctas_per_head;
@@ -53,7 +51,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_c
   const Ranges ctas(sums[p.a.sequences.count], p.ctas_per_head);
   const int cta_begin = ctas.begin(index), cta_end = ctas.begin(index + 1);
   const Ranges streams(cta_end - cta_begin, S::kStreams);
-  const Cta<S> cta{p, sums, kv_head, index, ctas, streams, cta_begin, cta_end, rings, staged, scratch};
+  const Cta<S> cta{p, sums, kv_head, index, ctas, streams, cta_begin, cta_end, rings, staged};
   ring.begin = cta.stream_begin(stream);
   ring.end = cta.stream_begin(stream + 1);
   for (int s = 0; s < p.stages; ++s) ring.issue();
@@ -69,7 +67,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_c
     const int first_row = place.tile * S::kTileTotal + in_stream * S::kRows;
     const int end = min(place.end, ring.end);
     Queries<S> queries;
-    load_queries<S>(p, sequence, first_row, kv_head, staged, scratch, queries);
+    load_queries<S>(p, sequence, first_row, kv_head, staged, queries);
     running.clear();
     const int first_end = static_cast<int>(sequence.span.first_end);
     const int recent_start = static_cast<int>(sequence.span.recent_start);
@@ -89,7 +87,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_c
         if (k < sequence.pages + sequence.pieces)
           attend_fringe<S>(p, sequence, k - sequence.pages, tile, queries, running);
         else
-          attend_own<S>(p, sequence, kv_head, in_stream == 0, staged, scratch, tile, queries,
+          attend_own<S>(p, sequence, kv_head, in_stream == 0, staged, tile, queries,
                                               running);
         written = true;
       }
@@ -97,7 +95,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_c
     }
     complete<S>(p, running);
     if (place.begin >= ring.begin && place.end <= ring.end)
-      finish_running<S>(p, sequence, first_row, kv_head, staged, scratch, running);
+      finish_running<S>(p, sequence, first_row, kv_head, staged, running);
     else if (place.end < ring.end)
       store_part<S>(running, in_stream * S::kRows, cta.first_part(stream));
     else keeps_part = true;

@@ -10,8 +10,7 @@ namespace turboquant::kernels::cuda::few_rows {
 // A row's sums while parts are added; coordinates lane + 32 i.
 template <class S>
 struct Merged {
-  static constexpr int kEach = (S::kDim + 31) / 32;
-  float values[kEach] = {};
+  RowsInLanes<S::kDim, 1> values = {};
   float maximum = kUnseen, sum = 0;
 };
 
@@ -39,11 +38,11 @@ __device__ Merged<S> merge_row(int row, int count, PartAt part_at) {
     const int here = min(32, count - first);
     constexpr int kAhead = 8;  // parts whose loads are in flight together
     for (int k = 0; k < here; k += kAhead) {
-      float x[kAhead][Merged<S>::kEach];
+      float x[kAhead][kEach<S::kDim>];
 #pragma unroll
       for (int n = 0; n < kAhead; ++n) {
 #pragma unroll
-        for (int i = 0; i < Merged<S>::kEach; ++i)
+        for (int i = 0; i < kEach<S::kDim>; ++i)
           x[n][i] = k + n < here && lane + 32 * i < S::kDim ? load(part_at(first + k + n).values(row) + lane + 32 * i)
                                                             : 0;
       }
@@ -51,8 +50,8 @@ __device__ Merged<S> merge_row(int row, int count, PartAt part_at) {
       for (int n = 0; n < kAhead; ++n) {
         const float f = __shfl_sync(~0u, factor, (k + n) & 31);
 #pragma unroll
-        for (int i = 0; i < Merged<S>::kEach; ++i)
-          if (k + n < here) out.values[i] = fmaf(f, x[n][i], out.values[i]);
+        for (int i = 0; i < kEach<S::kDim>; ++i)
+          if (k + n < here) out.values[0][i] = fmaf(f, x[n][i], out.values[0][i]);
       }
     }
   }
@@ -61,16 +60,12 @@ __device__ Merged<S> merge_row(int row, int count, PartAt part_at) {
 
 template <class S>
 __device__ void finish_merged(const Params& p, const int* sums, int begin, int row, int kv_head, float* staged,
-                              float* scratch, const Merged<S>& merged) {
-  const int lane = static_cast<int>(threadIdx.x & 31);
+                              Merged<S>& merged) {
   const Place place = place_of<S>(p, sums, begin);
   const Sequence sequence = sequence_of<S>(p, place.i);
   const int at = place.tile * S::kTileTotal + row;
   if (at >= sequence.tokens * p.group) return;
-#pragma unroll
-  for (int i = 0; i < Merged<S>::kEach; ++i)
-    if (lane + 32 * i < S::kDim) staged[lane + 32 * i] = merged.values[i];
-  finish_rows<S>(p, sequence, at, 1, kv_head, staged, scratch, merged.maximum, merged.sum);
+  finish_rows<S, 1>(p, sequence, at, kv_head, merged.values, staged, merged.maximum, merged.sum);
 }
 
 // What a CTA knows of its place when its streams are done.
@@ -82,8 +77,7 @@ struct Cta {
   Ranges ctas, streams;    // of the head's units; of this CTA's
   int begin, end;          // this CTA's units
   std::uint8_t* rings;     // a stream's last part lies where its ring was
-  float* staged;
-  float* scratch;
+  float* staged;           // this warp's
 
   __device__ int grid_index() const { return kv_head * p.ctas_per_head + index; }
   __device__ int stream_begin(int stream) const { return begin + streams.begin(stream); }
@@ -138,15 +132,15 @@ __device__ void merge_streams(const Cta<S>& cta) {
     };
     for (int row = 0; row < S::kTileTotal; ++row, ++task) {
       if (task % kWarps != warp) continue;
-      const Merged<S> merged = merge_row<S, false>(row, last - first + 1, part_at);
+      Merged<S> merged = merge_row<S, false>(row, last - first + 1, part_at);
       if (group.begin >= cta.begin && group.end <= cta.end) {
-        finish_merged<S>(cta.p, cta.sums, group.begin, row, cta.kv_head, cta.staged, cta.scratch, merged);
+        finish_merged<S>(cta.p, cta.sums, group.begin, row, cta.kv_head, cta.staged, merged);
         continue;
       }
       const Part<S> out = cta.cta_part(cta.index, group.begin >= cta.begin);
 #pragma unroll
-      for (int i = 0; i < Merged<S>::kEach; ++i)
-        if (lane + 32 * i < S::kDim) out.values(row)[lane + 32 * i] = merged.values[i];
+      for (int i = 0; i < kEach<S::kDim>; ++i)
+        if (lane + 32 * i < S::kDim) out.values(row)[lane + 32 * i] = merged.values[0][i];
       if (lane == 0) {
         out.maximum(row) = merged.maximum;
         out.sum(row) = merged.sum;
@@ -185,9 +179,9 @@ __device__ void merge_ctas(const Cta<S>& cta, int* arrived) {
     const Group group = shared[k];
     const int first = cta.ctas.part_of(group.begin), last = cta.ctas.part_of(group.end - 1);
     for (int row = warp; row < S::kTileTotal; row += kWarps) {
-      const Merged<S> merged =
+      Merged<S> merged =
           merge_row<S, true>(row, last - first + 1, [&](int j) { return cta.cta_part(first + j, j == 0); });
-      finish_merged<S>(cta.p, cta.sums, group.begin, row, cta.kv_head, cta.staged, cta.scratch, merged);
+      finish_merged<S>(cta.p, cta.sums, group.begin, row, cta.kv_head, cta.staged, merged);
     }
   }
 }

@@ -21,7 +21,7 @@ struct Shape {
   static constexpr int kTileTotal = kRows * kSharing;   // of a row tile
   static constexpr int kQueryWords = kDim / 16;         // registers of a query's B operand: 16 coordinates each
   static constexpr int kSums = kDim / 8;                // coordinates of a row a lane sums: 2 of each 16
-  static constexpr int kStride = kDim + 8;              // of staged rows: lanes of a fragment meet no bank twice
+  static constexpr int kStride = kDim + 16;             // of staged rows, in floats
   static constexpr int kPartFloats = kTileTotal * (kDim + 2);
   static_assert(kDim % 16 == 0 && kWarps % kSharing == 0);
 };
@@ -43,14 +43,13 @@ constexpr ByteTable byte_table(const core::CodeTable& table) {
   return out;
 }
 
-// A dynamic shared memory block, cut into: rings, staged rows, rotation scratch, barriers, sums of units.
+// A dynamic shared memory block, cut into: rings, staged rows, barriers, sums of units.
 template <class S>
 struct SharedLayout {
   static constexpr int staged_bytes() { return kWarps * kTileRows * S::kStride * 4; }
-  static constexpr int scratch_bytes() { return kWarps * S::kDim * 4; }
   static constexpr int barrier_bytes() { return kWarps * kMaxStages * 2 * 8; }
   static constexpr int fixed_bytes(int sequences) {
-    return staged_bytes() + scratch_bytes() + barrier_bytes() + (sequences + 1 + 64) * 4;
+    return staged_bytes() + barrier_bytes() + (sequences + 1 + 64) * 4;
   }
   static constexpr int ring_bytes(int stages, int slot_bytes) { return S::kStreams * stages * slot_bytes; }
 };

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "kernels/cuda/vectors.cuh"
+
+// The Hadamard rotation of a few rows by one warp, in registers: lane l holds coordinates l + 32 i of each row. A
+// stage of distance h < 32 is one shuffle and one fma a coordinate. Outputs are only bounded here, codes are not
+// decided; encode has its own, bit-exact rotation.
+namespace turboquant::kernels::cuda::few_rows {
+
+// m of the Hadamard plan (turboquant/rotation.h) of the head_dims that have a kernel.
+constexpr int hadamard_base(int head_dim) {
+  while (head_dim % 2 == 0 && head_dim > 20) head_dim /= 2;
+  return head_dim == 12 || head_dim == 20 ? head_dim : 1;
+}
+static_assert(hadamard_base(64) == 1 && hadamard_base(80) == 20 && hadamard_base(96) == 12 &&
+              hadamard_base(192) == 12 && hadamard_base(256) == 1);
+
+template <int kDim>
+inline constexpr int kEach = (kDim + 31) / 32;  // coordinates a lane
+template <int kDim, int kRows>
+using RowsInLanes = float[kRows][kEach<kDim>];
+
+template <int kDim>
+__device__ __forceinline__ bool has(int i) {  // coordinate lane + 32 i exists
+  return kDim % 32 == 0 || static_cast<int>(threadIdx.x & 31) + 32 * i < kDim;
+}
+
+// x <- H x, or H^T x, unscaled. staged: [kRows][kStride] floats of the warp, used where the base is not 1.
+template <int kDim, int kRows, bool kTransposed>
+__device__ void hadamard(RowsInLanes<kDim, kRows>& x, const float* __restrict__ base_matrix, float* staged,
+                         int stride) {
+  constexpr int kBase = hadamard_base(kDim), kPower = kDim / kBase, kN = kEach<kDim>;
+  const int lane = static_cast<int>(threadIdx.x & 31);
+#pragma unroll
+  for (int h = 1; h < (kPower < 32 ? kPower : 32); h *= 2) {
+    const float sign = (lane & h) != 0 ? -1.0f : 1.0f;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r)
+#pragma unroll
+      for (int i = 0; i < kN; ++i) x[r][i] = fmaf(x[r][i], sign, __shfl_xor_sync(~0u, x[r][i], h));
+  }
+#pragma unroll
+  for (int h = 32; h < kPower; h *= 2) {
+#pragma unroll
+    for (int i = 0; i < kN; ++i) {
+      if ((i * 32 & h) != 0) continue;
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        const float u = x[r][i], v = x[r][i + h / 32];
+        x[r][i] = u + v;
+        x[r][i + h / 32] = u - v;
+      }
+    }
+  }
+  if constexpr (kBase > 1) {
+    __syncwarp();
+#pragma unroll
+    for (int r = 0; r < kRows; ++r)
+#pragma unroll
+      for (int i = 0; i < kN; ++i)
+        if (has<kDim>(i)) staged[r * stride + lane + 32 * i] = x[r][i];
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < kN; ++i) {
+      const int e = has<kDim>(i) ? lane + 32 * i : 0, j = e / kPower, offset = e % kPower;
+      float row[kBase];
+#pragma unroll
+      for (int k = 0; k < kBase; ++k) row[k] = base_matrix[kTransposed ? k * kBase + j : j * kBase + k];
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        float sum = 0;
+#pragma unroll
+        for (int k = 0; k < kBase; ++k) sum = fmaf(row[k], staged[r * stride + k * kPower + offset], sum);
+        x[r][i] = sum;
+      }
+    }
+    __syncwarp();
+  }
+}
+
+// A 16-bit element as float, and back.
+__device__ __forceinline__ float from_16_bits(bool is_half, unsigned short bits) {
+  return is_half ? __half2float(__ushort_as_half(bits)) : __uint_as_float(static_cast<unsigned>(bits) << 16);
+}
+__device__ __forceinline__ unsigned short to_16_bits(bool is_half, float x) {
+  return is_half ? __half_as_ushort(__float2half_rn(x)) : __bfloat16_as_ushort(__float2bfloat16_rn(x));
+}
+
+// Row r from element at[r] of 16-bit data; zeros where at[r] < 0. All loads are in flight together.
+template <int kDim, int kRows>
+__device__ __forceinline__ void load_rows(const Rows& from, const std::int64_t (&at)[kRows],
+                                          RowsInLanes<kDim, kRows>& x) {
+  const int lane = static_cast<int>(threadIdx.x & 31);
+  const auto* data = static_cast<const unsigned short*>(from.data);
+  unsigned short bits[kRows][kEach<kDim>];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r)
+#pragma unroll
+    for (int i = 0; i < kEach<kDim>; ++i)
+      bits[r][i] = at[r] >= 0 && has<kDim>(i) ? data[at[r] + lane + 32 * i] : static_cast<unsigned short>(0);
+#pragma unroll
+  for (int r = 0; r < kRows; ++r)
+#pragma unroll
+    for (int i = 0; i < kEach<kDim>; ++i) x[r][i] = from_16_bits(from.dtype == DType::kF16, bits[r][i]);
+}
+
+// A head's signs, by lane.
+template <int kDim>
+__device__ __forceinline__ void load_signs(const float* signs, float (&x)[kEach<kDim>]) {
+#pragma unroll
+  for (int i = 0; i < kEach<kDim>; ++i)
+    x[i] = has<kDim>(i) ? __ldg(signs + (threadIdx.x & 31) + 32 * i) : 1.0f;
+}
+
+}  // namespace turboquant::kernels::cuda::few_rows
