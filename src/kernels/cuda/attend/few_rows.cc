@@ -88,6 +88,7 @@ Status attend(const AttendArgs& a, int most_rows, const Context& context) {
   Params p;
   p.a = a;
   p.group = group;
+  p.group_inverse = 1.0f / static_cast<float>(group);
   p.most_rows = most_rows;
   p.ctas_per_head = plan.ctas_per_head;
   p.stages = plan.stages;

@@ -31,13 +31,14 @@ __device__ __forceinline__ void sharing_sync() {
 // Zeroes the values of unused slots and of tokens with NaN or infinity (a weight of 0 must not make NaN of them);
 // returns the latter as bits. Bit t of `used` says whether slot t holds a token.
 template <class S>
-__device__ std::uint32_t clean_values(std::uint8_t* tile, std::uint32_t used) {
+__device__ __forceinline__ std::uint32_t clean_values(std::uint8_t* tile, std::uint32_t used) {
   constexpr int kChunks = S::kDim / 8;  // 16 bytes each, of a token's values
   const int lane = static_cast<int>(threadIdx.x & 31);
   std::uint32_t spoiled = 0;
   const auto chunk = [&](int x) {
     return reinterpret_cast<uint4*>(tile + (x / kChunks) * 4 * S::kDim + 2 * S::kDim + (x % kChunks) * 16);
   };
+#pragma unroll 2
   for (int x = lane; x < kExactTokens * kChunks; x += 32) {
     const uint4 v = *chunk(x);
     std::uint32_t bad = 0;
@@ -45,19 +46,20 @@ __device__ std::uint32_t clean_values(std::uint8_t* tile, std::uint32_t used) {
     if (bad != 0) spoiled |= 1u << x / kChunks;
   }
   spoiled = __reduce_or_sync(~0u, spoiled);
-  const std::uint32_t zero = spoiled | ~used;
+  const std::uint32_t zero = (spoiled | ~used) & ((1u << kExactTokens) - 1);
   sharing_sync<S>();
-  for (int x = lane; x < kExactTokens * kChunks; x += 32)
+#pragma unroll 1
+  for (int x = lane; zero != 0 && x < kExactTokens * kChunks; x += 32)
     if ((zero >> (x / kChunks) & 1) != 0) *chunk(x) = {0, 0, 0, 0};
   sharing_sync<S>();
   return spoiled & used;
 }
 
-// One tile. This lane's two tokens, slots g and g + 8, are at positions[0] and [1]; sees(t, position) says whether
-// row q of tile t sees one. A position below 0: the slot is not used.
-template <class S, class Sees>
-__device__ void attend_exact(const Params& p, std::uint8_t* tile, const Queries<S>& queries,
-                             const int (&positions)[2], Sees sees, Running<S>& running) {
+// One tile. This lane's two tokens, slots g and g + 8, are at positions[0] and [1]; below 0: the slot is not used.
+// Row q of tile t sees those up to `length` + its own token.
+template <class S>
+__device__ __forceinline__ void attend_exact(const Params& p, std::uint8_t* tile, const Queries<S>& queries,
+                                             const int (&positions)[2], int length, Running<S>& running) {
   const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
   std::uint32_t used = 0;
 #pragma unroll
@@ -77,7 +79,7 @@ __device__ void attend_exact(const Params& p, std::uint8_t* tile, const Queries<
 #pragma unroll
     for (int t = 0; t < S::kTiles; ++t) {
       std::uint32_t b0, b1;
-      bytes_to_halves(queries.words[t][w], b0, b1);
+      bytes_to_halves(queries.get(t, w).x, b0, b1);
       mma_f16(c[t], a, b0, b1);
     }
   }
@@ -94,7 +96,8 @@ __device__ void attend_exact(const Params& p, std::uint8_t* tile, const Queries<
     for (int j = 0; j < 2; ++j) {
       score[j] = (c[t][2 * j] * 256.0f + c[t][2 * j + 1]) * queries.unit[t];
       if (p.cap > 0) score[j] = soft_cap(score[j], p.cap);
-      if ((used >> (g + 8 * j) & 1) == 0 || !sees(t, positions[j])) score[j] = kUnseen;
+      const bool seen = positions[j] >= queries.lowest[t] && positions[j] <= length + queries.token[t];
+      if ((used >> (g + 8 * j) & 1) == 0 || !seen) score[j] = kUnseen;
       else if ((spoiled >> (g + 8 * j) & 1) != 0) score[j] = __int_as_float(0x7fffffff);
     }
     steps[t] = next_maximum(fmaxf(score[0], score[1]), running.maximum[t]);
@@ -135,36 +138,25 @@ __device__ void attend_exact(const Params& p, std::uint8_t* tile, const Queries<
 }
 
 // The position of a fringe slot, or -1: it holds nothing that counts.
-__device__ inline int fringe_position(const Fringe& fringe, const FringeSpan& span, int slot) {
-  const int start = static_cast<int>(span.start), length = static_cast<int>(span.length);
-  if (slot < fringe.first) return start + slot < span.first_end ? start + slot : -1;
-  const int place = slot - fringe.first, last = length - 1;
+__device__ __forceinline__ int fringe_position(const Fringe& fringe, const Sequence& sequence, int slot) {
+  if (slot < fringe.first) return sequence.start + slot < sequence.first_end ? sequence.start + slot : -1;
+  const int place = slot - fringe.first, last = sequence.length - 1;
   if (place >= fringe.recent || last < 0) return -1;
-  const int behind = (last % fringe.recent - place + fringe.recent) % fringe.recent;
-  return last - behind >= span.recent_start ? last - behind : -1;
-}
-
-template <class S>
-__device__ void attend_fringe(const Params& p, const Sequence& sequence, int piece, std::uint8_t* tile,
-                              const Queries<S>& queries, Running<S>& running) {
-  const int g = static_cast<int>(threadIdx.x & 31) >> 2;
-  int positions[2];
-#pragma unroll
-  for (int j = 0; j < 2; ++j)
-    positions[j] = fringe_position(p.a.fringe, sequence.span, piece * kExactTokens + g + 8 * j);
-  attend_exact<S>(
-      p, tile, queries, positions, [&](int t, int position) { return position >= queries.lowest[t]; }, running);
+  int behind = last % fringe.recent - place;
+  if (behind < 0) behind += fringe.recent;
+  return last - behind >= sequence.recent_start ? last - behind : -1;
 }
 
 // Rotates the call's own tokens [first, first + count) of the sequence into a tile, two tokens at a time.
 template <class S>
-__device__ void rotate_own(const Params& p, const Sequence& sequence, int first, int count, int kv_head, float* staged,
+__device__ __forceinline__ void rotate_own(const Params& p, const Sequence& sequence, int first, int count, int kv_head, float* staged,
                            std::uint8_t* tile) {
   const int lane = static_cast<int>(threadIdx.x & 31);
   const AttendArgs& a = p.a;
   float key_signs[kEach<S::kDim>], value_signs[kEach<S::kDim>];  // keys: xi / s = 1 / (xi s)
   load_signs<S::kDim>(a.basis.query_signs + kv_head * S::kDim, key_signs);
   load_signs<S::kDim>(a.basis.value_signs + kv_head * S::kDim, value_signs);
+#pragma unroll 1
   for (int token = 0; token < count; token += 2) {
     std::int64_t key_at[2], value_at[2];
 #pragma unroll
@@ -198,24 +190,30 @@ __device__ void rotate_own(const Params& p, const Sequence& sequence, int first,
   }
 }
 
+// A unit that is no page: piece `piece` of the fringe, which lies in the tile, or (piece < 0) the call's own tokens,
+// which go through it. `fills`: this warp writes the tile for all that share it.
 template <class S>
-__device__ void attend_own(const Params& p, const Sequence& sequence, int kv_head, bool fills, float* staged,
-                           std::uint8_t* tile, const Queries<S>& queries, Running<S>& running) {
-  if (p.a.keys.data == nullptr) return;
-  const int g = static_cast<int>(threadIdx.x & 31) >> 2, length = static_cast<int>(sequence.span.length);
-  for (int first = 0; first < sequence.tokens; first += kExactTokens) {
-    const int count = min(kExactTokens, sequence.tokens - first);
-    if (fills) rotate_own<S>(p, sequence, first, count, kv_head, staged, tile);
-    sharing_sync<S>();
+__device__ __forceinline__ void attend_exact_unit(const Params& p, const Sequence& sequence, int piece, int kv_head,
+                                                  bool fills, float* staged, std::uint8_t* tile,
+                                                  const Queries<S>& queries, Running<S>& running) {
+  const int g = static_cast<int>(threadIdx.x & 31) >> 2;
+  const int tokens = piece >= 0 ? 1 : p.a.keys.data == nullptr ? 0 : sequence.tokens;
+#pragma unroll 1
+  for (int first = 0; first < tokens; first += kExactTokens) {
+    const int count = min(kExactTokens, tokens - first);
+    if (piece < 0) {
+      if (fills) rotate_own<S>(p, sequence, first, count, kv_head, staged, tile);
+      sharing_sync<S>();
+    }
     int positions[2];
 #pragma unroll
-    for (int j = 0; j < 2; ++j) positions[j] = g + 8 * j < count ? length + first + g + 8 * j : -1;
-    attend_exact<S>(
-        p, tile, queries, positions,
-        [&](int t, int position) {
-          return position >= queries.lowest[t] && position <= length + queries.token[t];
-        },
-        running);
+    for (int j = 0; j < 2; ++j) {
+      const int slot = g + 8 * j;
+      positions[j] = piece >= 0    ? fringe_position(p.a.fringe, sequence, piece * kExactTokens + slot)
+                     : slot < count ? sequence.length + first + slot
+                                    : -1;
+    }
+    attend_exact<S>(p, tile, queries, positions, sequence.length, running);
     sharing_sync<S>();
   }
 }

@@ -15,81 +15,86 @@ struct Part {
   __device__ float& sum(int row) const { return data[S::kTileTotal * (S::kDim + 1) + row]; }
 };
 
-// Brings the lanes' sums of weights together and adds the half steps.
+// Brings the lanes' sums of weights together, adds the half steps, and writes the warp's rows into rows
+// first_row ... of a part.
 template <class S>
-__device__ void complete(const Params& p, Running<S>& running) {
+__device__ __forceinline__ void store_part(const Params& p, const Running<S>& running, int first_row, Part<S> part) {
   const float half = p.a.pages.format.v_bits == 4 ? 0.5f : 0.0f;
-#pragma unroll
-  for (int t = 0; t < S::kTiles; ++t) {
-#pragma unroll
-    for (int lanes = 4; lanes < 32; lanes *= 2) {
-      running.sum[t] += __shfl_xor_sync(~0u, running.sum[t], lanes);
-      running.half_steps[t] += __shfl_xor_sync(~0u, running.half_steps[t], lanes);
-    }
-#pragma unroll
-    for (int x = 0; x < S::kSums; ++x) running.values[t][x] += half * running.half_steps[t];
-  }
-}
-
-// Writes the warp's rows into rows first_row ... of a part.
-template <class S>
-__device__ void store_part(const Running<S>& running, int first_row, Part<S> part) {
   const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
 #pragma unroll
   for (int t = 0; t < S::kTiles; ++t) {
+    float sum = running.sum[t], half_steps = running.half_steps[t];
+#pragma unroll
+    for (int lanes = 4; lanes < 32; lanes *= 2) {
+      sum += __shfl_xor_sync(~0u, sum, lanes);
+      half_steps += __shfl_xor_sync(~0u, half_steps, lanes);
+    }
     const int row = first_row + t * kTileRows + q;
 #pragma unroll
-    for (int x = 0; x < S::kSums; ++x) part.values(row)[x / 2 * 16 + x % 2 * 8 + g] = running.values[t][x];
+    for (int x = 0; x < S::kSums; ++x)
+      part.values(row)[x / 2 * 16 + x % 2 * 8 + g] = fmaf(half, half_steps, running.values[t][x]);
     if (g == 0) {
       part.maximum(row) = running.maximum[t];
-      part.sum(row) = running.sum[t];
+      part.sum(row) = sum;
     }
   }
 }
 
-// Output and LSE of kRows rows from `row` of a sequence on, whose sums are x; lane r has row r's maximum and sum of
-// weights.
+// Output and LSE of kRows rows, from row `row` on, of a sequence with `rows` rows that begin at the call's token
+// first_token: x their sums; lane r has row r's maximum and sum of weights.
 template <class S, int kRows>
-__device__ void finish_rows(const Params& p, const Sequence& sequence, int row, int kv_head,
-                            RowsInLanes<S::kDim, kRows>& x, float* staged, float maximum, float sum) {
+__device__ __forceinline__ void finish_rows(const Params& p, int first_token, int rows, int row, int kv_head,
+                                            RowsInLanes<S::kDim, kRows>& x, float* staged, float maximum, float sum) {
   constexpr float kLog2e = 1.442695041f, kLn2 = 0.6931471806f;
   const AttendArgs& a = p.a;
-  const int lane = static_cast<int>(threadIdx.x & 31), rows = sequence.tokens * p.group;
-  const bool is_half = a.out.dtype == DType::kF16;
+  const int lane = static_cast<int>(threadIdx.x & 31);
   float signs[kEach<S::kDim>];
   load_signs<S::kDim>(a.basis.value_signs + kv_head * S::kDim, signs);
+  // Lane r: what row r is multiplied by, and its LSE.
+  const int mine = min(row + lane % kRows, rows - 1), in_sequence = divide(mine, p.group_inverse);
+  const int head = kv_head * p.group + mine - in_sequence * p.group;
+  const std::int64_t token = static_cast<std::int64_t>(first_token) + in_sequence;
+  float factor = 1;
+  if (a.sinks != nullptr) {
+    const float sink = __ldg(a.sinks + head) * kLog2e, larger = fmaxf(sink, maximum);
+    factor = exp2_approx(maximum - larger);
+    sum = sum * factor + exp2_approx(sink - larger);
+    maximum = larger;
+  }
+  const float unit = sum == 0 ? 0 : factor * p.out_unit / sum;
+  const std::int64_t out_at = row_at(a.out, token, head);
+  if (a.lse != nullptr && lane < kRows && row + lane < rows)
+    a.lse[token * a.q_heads + head] = sum == 0 ? -__int_as_float(0x7f800000) : (maximum + log2f(sum)) * kLn2;
   hadamard<S::kDim, kRows, true>(x, a.basis.base_matrix, staged, S::kStride);
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
+    const float factor_of_row = __shfl_sync(~0u, unit, r);
+    auto* out = static_cast<unsigned short*>(a.out.data) + __shfl_sync(~0u, out_at, r);
     if (row + r >= rows) continue;
-    const int token = (row + r) / p.group, head = kv_head * p.group + row + r - token * p.group;
-    float most = __shfl_sync(~0u, maximum, r), total = __shfl_sync(~0u, sum, r), factor = 1;
-    if (a.sinks != nullptr) {
-      const float sink = a.sinks[head] * kLog2e, larger = fmaxf(sink, most);
-      factor = exp2_approx(most - larger);
-      total = total * factor + exp2_approx(sink - larger);
-      most = larger;
-    }
-    const float unit = total == 0 ? 0 : factor * p.out_unit / total;
-    auto* out = static_cast<unsigned short*>(a.out.data) + row_at(a.out, sequence.first_token + token, head);
 #pragma unroll
     for (int i = 0; i < kEach<S::kDim>; ++i)
-      if (has<S::kDim>(i)) out[lane + 32 * i] = to_16_bits(is_half, x[r][i] * unit * signs[i]);
-    if (a.lse != nullptr && lane == 0)
-      a.lse[(static_cast<std::int64_t>(sequence.first_token) + token) * a.q_heads + head] =
-          total == 0 ? -__int_as_float(0x7f800000) : (most + log2f(total)) * kLn2;
+      if (has<S::kDim>(i))
+        out[lane + 32 * i] = to_16_bits(a.out.dtype == DType::kF16, x[r][i] * factor_of_row * signs[i]);
   }
 }
 
-// The warp's own rows, of a segment that it alone did.
+// The rows of a segment that this warp did alone; tile by tile through its staged rows.
 template <class S>
-__device__ void finish_running(const Params& p, const Sequence& sequence, int first_row, int kv_head, float* staged,
-                               const Running<S>& running) {
+__device__ __forceinline__ void finish_alone(const Params& p, const Sequence& sequence, int first_row, int kv_head,
+                                             float* staged, const Running<S>& running) {
+  const float half = p.a.pages.format.v_bits == 4 ? 0.5f : 0.0f;
   const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
 #pragma unroll
   for (int t = 0; t < S::kTiles; ++t) {
+    float sum = running.sum[t], half_steps = running.half_steps[t];
 #pragma unroll
-    for (int x = 0; x < S::kSums; ++x) staged[q * S::kStride + x / 2 * 16 + x % 2 * 8 + g] = running.values[t][x];
+    for (int lanes = 4; lanes < 32; lanes *= 2) {
+      sum += __shfl_xor_sync(~0u, sum, lanes);
+      half_steps += __shfl_xor_sync(~0u, half_steps, lanes);
+    }
+#pragma unroll
+    for (int x = 0; x < S::kSums; ++x)
+      staged[q * S::kStride + x / 2 * 16 + x % 2 * 8 + g] = fmaf(half, half_steps, running.values[t][x]);
     __syncwarp();
     RowsInLanes<S::kDim, kTileRows> x;
 #pragma unroll
@@ -97,8 +102,9 @@ __device__ void finish_running(const Params& p, const Sequence& sequence, int fi
 #pragma unroll
       for (int i = 0; i < kEach<S::kDim>; ++i) x[r][i] = has<S::kDim>(i) ? staged[r * S::kStride + lane + 32 * i] : 0;
     __syncwarp();
-    finish_rows<S, kTileRows>(p, sequence, first_row + t * kTileRows, kv_head, x, staged, running.maximum[t],
-                              running.sum[t]);
+    if (first_row + t * kTileRows < sequence.tokens * p.group)
+      finish_rows<S, kTileRows>(p, sequence.first_token, sequence.tokens * p.group, first_row + t * kTileRows, kv_head,
+                                x, staged, running.maximum[t], sum);
   }
 }
 

@@ -18,13 +18,15 @@ namespace turboquant::kernels::cuda::few_rows {
 template <class S>
 __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_constant__ Params p) {
   extern __shared__ __align__(128) std::uint8_t shared[];
-  const int warp = static_cast<int>(threadIdx.x >> 5);
+  const int warp = static_cast<int>(threadIdx.x >> 5), lane = static_cast<int>(threadIdx.x & 31);
   const int stream = warp / S::kSharing, in_stream = warp % S::kSharing;
   std::uint8_t* rings = shared;
-  float* all_staged = reinterpret_cast<float*>(rings + SharedLayout<S>::ring_bytes(p.stages, p.slot_bytes));
+  std::uint8_t* queries_shared = rings + SharedLayout<S>::ring_bytes(p.stages, p.slot_bytes);
+  float* all_staged = reinterpret_cast<float*>(queries_shared + kWarps * S::kQueryBytes);
   auto* barriers = reinterpret_cast<std::uint64_t*>(all_staged + kWarps * kTileRows * S::kStride);
-  int* sums = reinterpret_cast<int*>(barriers + kWarps * kMaxStages * 2);
-  int* arrived = sums + p.a.sequences.count + 1;
+  auto* records = reinterpret_cast<Record*>(barriers + kWarps * kMaxStages * 2);
+  int* arrived = reinterpret_cast<int*>(records + S::kStreams * 2);
+  int* sums = arrived + 2;
   float* staged = all_staged + warp * kTileRows * S::kStride;
 
   const int kv_head = static_cast<int>(blockIdx.x) / p.ctas_per_head;
@@ -39,7 +41,9 @@ __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_c
                shared_address(barriers + (kWarps + stream) * kMaxStages),
                in_stream == 0};
   ring.init();
+  if (in_stream == 0 && lane < 2) records[2 * stream + lane] = {};
   if (!p.a.settled) wait_for_previous_kernel();
+#pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < p.a.sequences.count; i += kWarps * 32) {
     const Sequence sequence = sequence_of<S>(p, i);
     sums[i + 1] = sequence.tiles * sequence.units();
@@ -51,57 +55,70 @@ __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_c
   const Ranges ctas(sums[p.a.sequences.count], p.ctas_per_head);
   const int cta_begin = ctas.begin(index), cta_end = ctas.begin(index + 1);
   const Ranges streams(cta_end - cta_begin, S::kStreams);
-  const Cta<S> cta{p, sums, kv_head, index, ctas, streams, cta_begin, cta_end, rings, staged};
+  const Cta<S> cta{p, kv_head, index, ctas, streams, cta_begin, cta_end, rings, records, staged};
   ring.begin = cta.stream_begin(stream);
   ring.end = cta.stream_begin(stream + 1);
-  for (int s = 0; s < p.stages; ++s) ring.issue();
-  if (p.a.settled) wait_for_previous_kernel();
+  int ahead = p.stages;  // copies to start before the first page is used
+  if (p.a.settled) {
+    ring.issue();  // while the previous kernel still runs; the others would delay the queries
+    --ahead;
+    wait_for_previous_kernel();
+  }
   let_next_kernel_start();
 
   Running<S> running;
-  int unit = ring.begin;
   bool keeps_part = false;
-  while (unit < ring.end) {
-    const Place place = place_of<S>(p, sums, unit);
-    const Sequence sequence = sequence_of<S>(p, place.i);
-    const int first_row = place.tile * S::kTileTotal + in_stream * S::kRows;
-    const int end = min(place.end, ring.end);
-    Queries<S> queries;
-    load_queries<S>(p, sequence, first_row, kv_head, staged, queries);
-    running.clear();
-    const int first_end = static_cast<int>(sequence.span.first_end);
-    const int recent_start = static_cast<int>(sequence.span.recent_start);
 #pragma unroll 1
-    for (int k = place.unit; unit < end; ++unit, ++k) {
+  for (int unit = ring.begin; unit < ring.end;) {
+    Sequence sequence;
+    const Segment segment = segment_of<S>(p, sums, unit, sequence);
+    const int first_row = segment.tile * S::kTileTotal + in_stream * S::kRows;
+    Queries<S> queries;
+    queries.shared = reinterpret_cast<uint2*>(queries_shared + warp * S::kQueryBytes);
+    FirstRows<S> rows;
+    load_signs<S::kDim>(p.a.basis.query_signs + kv_head * S::kDim, rows.signs);
+    load_tile<S>(p, sequence, first_row, kv_head, rows.x);
+#pragma unroll 1
+    for (; ahead > 0; --ahead) ring.issue();
+    make_queries<S>(p, sequence, first_row, kv_head, rows, staged, queries);
+    running.clear();
+    const int end = min(segment.end, ring.end);
+#pragma unroll 1
+    for (; unit < end; ++unit) {
+      const int k = unit - segment.begin;
       std::uint8_t* tile = ring.wait();
-      bool written = false;
       if (k < sequence.pages) {
         const int position = (sequence.page_begin + k) * kPageTokens;
         float scores[S::kTiles][8];
         Weights<S> weights;
         page_scores<S>(p, tile, queries, scores);
-        weigh_page<S>(p, tile, queries, position, max(first_end - position, 0),
-                      min(recent_start - position, kPageTokens), scores, running, weights);
+        weigh_page<S>(p, tile, queries, position, max(sequence.first_end - position, 0),
+                      min(sequence.recent_start - position, kPageTokens), scores, running, weights);
         add_page_values<S>(p, tile, weights, running);
       } else {
-        if (k < sequence.pages + sequence.pieces)
-          attend_fringe<S>(p, sequence, k - sequence.pages, tile, queries, running);
-        else
-          attend_own<S>(p, sequence, kv_head, in_stream == 0, staged, tile, queries,
-                                              running);
-        written = true;
+        const int piece = k - sequence.pages;
+        attend_exact_unit<S>(p, sequence, piece < sequence.pieces ? piece : -1, kv_head, in_stream == 0, staged, tile,
+                             queries, running);
       }
-      ring.release(written);
+      ring.release(k >= sequence.pages);
     }
-    complete<S>(p, running);
-    if (place.begin >= ring.begin && place.end <= ring.end)
-      finish_running<S>(p, sequence, first_row, kv_head, staged, running);
-    else if (place.end < ring.end)
-      store_part<S>(running, in_stream * S::kRows, cta.first_part(stream));
+    if (segment.begin >= ring.begin && segment.end <= ring.end) {
+      finish_alone<S>(p, sequence, first_row, kv_head, staged, running);
+      continue;
+    }
+    const bool goes_on = segment.end < ring.end;  // the stream, with another segment
+    if (in_stream == 0 && lane == 0)
+      records[2 * stream + (goes_on ? 0 : 1)] = {segment.begin,
+                                                 segment.end,
+                                                 sequence.first_token,
+                                                 sequence.tokens * p.group,
+                                                 segment.tile * S::kTileTotal,
+                                                 {}};
+    if (goes_on) store_part<S>(p, running, in_stream * S::kRows, cta.first_part(stream));
     else keeps_part = true;
   }
   if constexpr (S::kSharing > 1) __syncthreads();  // the ring is free only when all its warps have read it
-  if (keeps_part) store_part<S>(running, in_stream * S::kRows, cta.last_part(stream));
+  if (keeps_part) store_part<S>(p, running, in_stream * S::kRows, cta.last_part(stream));
   __syncthreads();
   merge_streams<S>(cta);
   merge_ctas<S>(cta, arrived);

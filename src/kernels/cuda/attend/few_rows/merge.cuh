@@ -7,48 +7,84 @@
 // so the result does not depend on who comes last.
 namespace turboquant::kernels::cuda::few_rows {
 
-// A row's sums while parts are added; coordinates lane + 32 i.
+// What a stream leaves behind of a segment that it did not finish, in shared memory.
+struct Record {
+  int begin, end;         // the segment's units; empty: there is no such part
+  int first_token, rows;  // of its sequence: where its rows begin in the call, how many
+  int first_row;          // of the segment
+  int unused[3];
+};
+
+// What a CTA knows when its streams are done.
+template <class S>
+struct Cta {
+  const Params& p;
+  int kv_head, index;      // KV head; CTA of that head
+  Ranges ctas, streams;    // of the head's units; of this CTA's
+  int begin, end;          // this CTA's units
+  std::uint8_t* rings;     // a stream's last part lies where its ring was
+  Record* records;         // [kStreams][2]: of its first segment where it goes on after it, and of its last
+  float* staged;           // this warp's
+
+  __device__ int stream_begin(int stream) const { return begin + streams.begin(stream); }
+  __device__ Part<S> last_part(int stream) const {
+    return {reinterpret_cast<float*>(rings + stream * p.stages * p.slot_bytes)};
+  }
+  __device__ Part<S> first_part(int stream) const {
+    const std::int64_t at = (static_cast<std::int64_t>(kv_head) * p.ctas_per_head + index) * S::kStreams + stream;
+    return {p.warp_parts + at * S::kPartFloats};
+  }
+  // Where a CTA keeps its part of a segment that it shares: one that an earlier CTA began, or one that goes on.
+  __device__ Part<S> cta_part(int cta, bool goes_on) const {
+    const std::int64_t at = (static_cast<std::int64_t>(kv_head) * p.ctas_per_head + cta) * 2 + (goes_on ? 1 : 0);
+    return {p.cta_parts + at * S::kPartFloats};
+  }
+};
+
 template <class S>
 struct Merged {
   RowsInLanes<S::kDim, 1> values = {};
   float maximum = kUnseen, sum = 0;
 };
 
-// Adds row `row` of parts 0 .. count - 1; part_at(k) says where part k is. kFromL2: other CTAs wrote them.
-template <class S, bool kFromL2, class PartAt>
-__device__ Merged<S> merge_row(int row, int count, PartAt part_at) {
+// Adds row `row` of parts 0 .. count - 1; part_at(k) says where part k is.
+template <class S, class PartAt>
+__device__ __forceinline__ Merged<S> merge_row(int row, int count, PartAt part_at) {
   const int lane = static_cast<int>(threadIdx.x & 31);
-  const auto load = [](const float* x) {
-    if constexpr (kFromL2) return __ldcg(x);
-    else return *x;
-  };
   Merged<S> out;
-  for (int k = lane; k < count; k += 32) out.maximum = fmaxf(out.maximum, load(&part_at(k).maximum(row)));
-  for (int lanes = 1; lanes < 32; lanes *= 2)
-    out.maximum = fmaxf(out.maximum, __shfl_xor_sync(~0u, out.maximum, lanes));
+#pragma unroll 1
   for (int first = 0; first < count; first += 32) {
-    float factor = 0, weighted = 0;
-    if (first + lane < count) {
-      const Part<S> part = part_at(first + lane);
-      factor = exp2_approx(load(&part.maximum(row)) - out.maximum);
-      weighted = factor * load(&part.sum(row));
-    }
-    for (int lanes = 1; lanes < 32; lanes *= 2) weighted += __shfl_xor_sync(~0u, weighted, lanes);
-    out.sum += weighted;
     const int here = min(32, count - first);
-    constexpr int kAhead = 8;  // parts whose loads are in flight together
+    float maximum = kUnseen, sum = 0;
+    if (lane < here) {
+      const Part<S> part = part_at(first + lane);
+      maximum = part.maximum(row);
+      sum = part.sum(row);
+    }
+    float most = fmaxf(maximum, out.maximum);
+#pragma unroll 1
+    for (int lanes = 1; lanes < 32; lanes *= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, lanes));
+    const float keep = exp2_approx(out.maximum - most), factor = lane < here ? exp2_approx(maximum - most) : 0.0f;
+    sum *= factor;
+#pragma unroll 1
+    for (int lanes = 1; lanes < 32; lanes *= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
+    out.sum = fmaf(out.sum, keep, sum);
+    out.maximum = most;
+#pragma unroll
+    for (int i = 0; i < kEach<S::kDim>; ++i) out.values[0][i] *= keep;
+    constexpr int kAhead = 4;  // parts whose loads are in flight together
+#pragma unroll 1
     for (int k = 0; k < here; k += kAhead) {
       float x[kAhead][kEach<S::kDim>];
 #pragma unroll
       for (int n = 0; n < kAhead; ++n) {
+        const float* from = part_at(first + min(k + n, here - 1)).values(row) + lane;
 #pragma unroll
-        for (int i = 0; i < kEach<S::kDim>; ++i)
-          x[n][i] = k + n < here && lane + 32 * i < S::kDim ? load(part_at(first + k + n).values(row) + lane + 32 * i)
-                                                            : 0;
+        for (int i = 0; i < kEach<S::kDim>; ++i) x[n][i] = has<S::kDim>(i) ? from[32 * i] : 0;
       }
 #pragma unroll
       for (int n = 0; n < kAhead; ++n) {
-        const float f = __shfl_sync(~0u, factor, (k + n) & 31);
+        const float f = __shfl_sync(~0u, factor, (k + n) & 31);  // 0 from `here` on
 #pragma unroll
         for (int i = 0; i < kEach<S::kDim>; ++i)
           if (k + n < here) out.values[0][i] = fmaf(f, x[n][i], out.values[0][i]);
@@ -58,89 +94,43 @@ __device__ Merged<S> merge_row(int row, int count, PartAt part_at) {
   return out;
 }
 
+// Adds the streams' parts of each segment that they share: to outputs where the CTA did all of it, else to the
+// CTA's part.
 template <class S>
-__device__ void finish_merged(const Params& p, const int* sums, int begin, int row, int kv_head, float* staged,
-                              Merged<S>& merged) {
-  const Place place = place_of<S>(p, sums, begin);
-  const Sequence sequence = sequence_of<S>(p, place.i);
-  const int at = place.tile * S::kTileTotal + row;
-  if (at >= sequence.tokens * p.group) return;
-  finish_rows<S, 1>(p, sequence, at, kv_head, merged.values, staged, merged.maximum, merged.sum);
-}
-
-// What a CTA knows of its place when its streams are done.
-template <class S>
-struct Cta {
-  const Params& p;
-  const int* sums;
-  int kv_head, index;      // KV head; CTA of that head
-  Ranges ctas, streams;    // of the head's units; of this CTA's
-  int begin, end;          // this CTA's units
-  std::uint8_t* rings;     // a stream's last part lies where its ring was
-  float* staged;           // this warp's
-
-  __device__ int grid_index() const { return kv_head * p.ctas_per_head + index; }
-  __device__ int stream_begin(int stream) const { return begin + streams.begin(stream); }
-  __device__ Part<S> last_part(int stream) const {
-    return {reinterpret_cast<float*>(rings + stream * p.stages * p.slot_bytes)};
-  }
-  __device__ Part<S> first_part(int stream) const {
-    return {p.warp_parts + (static_cast<std::int64_t>(grid_index()) * S::kStreams + stream) * S::kPartFloats};
-  }
-  // Where a CTA keeps its part of a segment that it shares: one that an earlier CTA began, or one that goes on.
-  __device__ Part<S> cta_part(int cta, bool goes_on) const {
-    const std::int64_t at = (static_cast<std::int64_t>(kv_head) * p.ctas_per_head + cta) * 2 + (goes_on ? 1 : 0);
-    return {p.cta_parts + at * S::kPartFloats};
-  }
-};
-
-// A segment of which this CTA did more than one stream's part, or that it shares with other CTAs.
-struct Group {
-  int begin = 0, end = 0;  // units; empty: none
-};
-
-// Lane s < kStreams: the segment that begins in stream s and goes on after it; lane kStreams: the one that an
-// earlier CTA began.
-template <class S>
-__device__ Group find_group(const Cta<S>& cta) {
-  const int lane = static_cast<int>(threadIdx.x & 31);
-  if (lane > S::kStreams || cta.begin == cta.end) return {};
-  if (lane == S::kStreams) {
-    const Place place = place_of<S>(cta.p, cta.sums, cta.begin);
-    return place.begin < cta.begin ? Group{place.begin, place.end} : Group{};
-  }
-  const int begin = cta.stream_begin(lane), end = cta.stream_begin(lane + 1);
-  if (begin == end) return {};
-  const Place place = place_of<S>(cta.p, cta.sums, end - 1);
-  return place.begin >= begin && place.end > end ? Group{place.begin, place.end} : Group{};
-}
-
-// Adds the streams' parts of each group: to outputs where the CTA did all of the segment, else to the CTA's part.
-template <class S>
-__device__ void merge_streams(const Cta<S>& cta) {
+__device__ __forceinline__ void merge_streams(const Cta<S>& cta) {
   const int warp = static_cast<int>(threadIdx.x >> 5), lane = static_cast<int>(threadIdx.x & 31);
-  const Group mine = find_group<S>(cta);
+  // Lane s < kStreams: the segment that begins in stream s and goes on after it; lane kStreams: one that an earlier
+  // CTA began.
+  int which = -1;  // its record
+  if (lane < S::kStreams) {
+    const Record& last = cta.records[2 * lane + 1];
+    if (last.begin >= cta.stream_begin(lane) && last.end > cta.stream_begin(lane + 1)) which = 2 * lane + 1;
+  } else if (lane == S::kStreams) {
+    const int first = cta.records[0].end > 0 ? 0 : 1;
+    if (cta.records[first].end > 0 && cta.records[first].begin < cta.begin) which = first;
+  }
   int task = 0;
-  for (std::uint32_t groups = __ballot_sync(~0u, mine.end > mine.begin); groups != 0; groups &= groups - 1) {
-    const int who = __ffs(static_cast<int>(groups)) - 1;
-    const Group group{__shfl_sync(~0u, mine.begin, who), __shfl_sync(~0u, mine.end, who)};
-    const int from = max(group.begin, cta.begin), to = min(group.end, cta.end);
+#pragma unroll 1
+  for (std::uint32_t groups = __ballot_sync(~0u, which >= 0); groups != 0; groups &= groups - 1) {
+    const Record& segment = cta.records[__shfl_sync(~0u, which, __ffs(static_cast<int>(groups)) - 1)];
+    const int from = max(segment.begin, cta.begin), to = min(segment.end, cta.end);
     const int first = cta.streams.part_of(from - cta.begin), last = cta.streams.part_of(to - 1 - cta.begin);
     const auto part_at = [&](int k) {
-      const bool is_last = group.end >= cta.stream_begin(first + k + 1);
-      return is_last ? cta.last_part(first + k) : cta.first_part(first + k);
+      return segment.end >= cta.stream_begin(first + k + 1) ? cta.last_part(first + k) : cta.first_part(first + k);
     };
+#pragma unroll 1
     for (int row = 0; row < S::kTileTotal; ++row, ++task) {
-      if (task % kWarps != warp) continue;
-      Merged<S> merged = merge_row<S, false>(row, last - first + 1, part_at);
-      if (group.begin >= cta.begin && group.end <= cta.end) {
-        finish_merged<S>(cta.p, cta.sums, group.begin, row, cta.kv_head, cta.staged, merged);
+      if (task % kWarps != warp || segment.first_row + row >= segment.rows) continue;
+      Merged<S> merged = merge_row<S>(row, last - first + 1, part_at);
+      if (segment.begin >= cta.begin && segment.end <= cta.end) {
+        finish_rows<S, 1>(cta.p, segment.first_token, segment.rows, segment.first_row + row, cta.kv_head,
+                          merged.values, cta.staged, merged.maximum, merged.sum);
         continue;
       }
-      const Part<S> out = cta.cta_part(cta.index, group.begin >= cta.begin);
+      const Part<S> out = cta.cta_part(cta.index, segment.begin >= cta.begin);
 #pragma unroll
       for (int i = 0; i < kEach<S::kDim>; ++i)
-        if (lane + 32 * i < S::kDim) out.values(row)[lane + 32 * i] = merged.values[0][i];
+        if (has<S::kDim>(i)) out.values(row)[lane + 32 * i] = merged.values[0][i];
       if (lane == 0) {
         out.maximum(row) = merged.maximum;
         out.sum(row) = merged.sum;
@@ -151,37 +141,41 @@ __device__ void merge_streams(const Cta<S>& cta) {
 
 // The last CTA to arrive at a shared segment adds the CTAs' parts. `arrived` is shared memory, [2].
 template <class S>
-__device__ void merge_ctas(const Cta<S>& cta, int* arrived) {
+__device__ __forceinline__ void merge_ctas(const Cta<S>& cta, int* arrived) {
   if (cta.begin == cta.end) return;
   const int warp = static_cast<int>(threadIdx.x >> 5);
-  const Place at_begin = place_of<S>(cta.p, cta.sums, cta.begin), at_end = place_of<S>(cta.p, cta.sums, cta.end - 1);
-  const Group shared[2] = {at_begin.begin < cta.begin ? Group{at_begin.begin, at_begin.end} : Group{},
-                           at_end.begin >= cta.begin && at_end.end > cta.end ? Group{at_end.begin, at_end.end}
-                                                                             : Group{}};
-  if (shared[0].end == 0 && shared[1].end == 0) return;
+  // Records of the segments that it shares with earlier and with later CTAs; -1: none.
+  const int first = cta.records[0].end > 0 ? 0 : 1, last = 2 * cta.streams.part_of(cta.end - cta.begin - 1) + 1;
+  const int before = cta.records[first].end > 0 && cta.records[first].begin < cta.begin ? first : -1;
+  const int after = cta.records[last].begin >= cta.begin && cta.records[last].end > cta.end ? last : -1;
+  if (before < 0 && after < 0) return;
   __syncthreads();
   if (threadIdx.x < 2) {
-    const Group group = shared[threadIdx.x];
-    int last = 0;
-    if (group.end > 0) {
-      const int first_cta = cta.ctas.part_of(group.begin), count = cta.ctas.part_of(group.end - 1) - first_cta + 1;
-      int* counter = cta.p.arrivals + cta.kv_head * cta.p.ctas_per_head + first_cta;
+    const int which = threadIdx.x == 0 ? before : after;
+    int is_last = 0;
+    if (which >= 0) {
+      const int begin = cta.ctas.part_of(cta.records[which].begin);
+      const int count = cta.ctas.part_of(cta.records[which].end - 1) - begin + 1;
+      int* counter = cta.p.arrivals + cta.kv_head * cta.p.ctas_per_head + begin;
       __threadfence();
-      last = atomicAdd(counter, 1) == count - 1 ? 1 : 0;
-      if (last != 0) *counter = 0;
+      is_last = atomicAdd(counter, 1) == count - 1 ? 1 : 0;
+      if (is_last != 0) *counter = 0;
       __threadfence();
     }
-    arrived[threadIdx.x] = last;
+    arrived[threadIdx.x] = is_last;
   }
   __syncthreads();
+#pragma unroll 1
   for (int k = 0; k < 2; ++k) {
     if (arrived[k] == 0) continue;
-    const Group group = shared[k];
-    const int first = cta.ctas.part_of(group.begin), last = cta.ctas.part_of(group.end - 1);
+    const Record& segment = cta.records[k == 0 ? before : after];
+    const int begin = cta.ctas.part_of(segment.begin), count = cta.ctas.part_of(segment.end - 1) - begin + 1;
+#pragma unroll 1
     for (int row = warp; row < S::kTileTotal; row += kWarps) {
-      Merged<S> merged =
-          merge_row<S, true>(row, last - first + 1, [&](int j) { return cta.cta_part(first + j, j == 0); });
-      finish_merged<S>(cta.p, cta.sums, group.begin, row, cta.kv_head, cta.staged, merged);
+      if (segment.first_row + row >= segment.rows) continue;
+      Merged<S> merged = merge_row<S>(row, count, [&](int j) { return cta.cta_part(begin + j, j == 0); });
+      finish_rows<S, 1>(cta.p, segment.first_token, segment.rows, segment.first_row + row, cta.kv_head, merged.values,
+                        cta.staged, merged.maximum, merged.sum);
     }
   }
 }

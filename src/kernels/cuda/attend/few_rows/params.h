@@ -16,6 +16,7 @@ inline constexpr int kExactTokens = 16;      // of the fringe or the call's own,
 struct Params {
   AttendArgs a;
   int group = 1;          // query heads of a KV head
+  float group_inverse = 1;
   int most_rows = 0;      // sequences with more rows are left to another kernel
   int ctas_per_head = 1;  // the grid is [ctas_per_head * kv_heads]
   int stages = 1;         // slots of a stream's ring

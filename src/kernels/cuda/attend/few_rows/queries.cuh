@@ -13,8 +13,28 @@ namespace turboquant::kernels::cuda::few_rows {
 
 template <class S>
 struct Queries {
-  std::uint32_t words[S::kTiles][S::kQueryWords];    // lane 4 g + q, column g: coordinates 16 w + 4 q .. + 3
-  std::uint32_t negated[S::kTiles][S::kQueryWords];  // -q: 4-bit keys come as two products
+  // Operands of coordinates 16 w .. 16 w + 15: lane 4 g + q has column g, coordinates 16 w + 4 q .. + 3; of q, and of
+  // -q, because 4-bit keys come as two products. In registers, or where those are short in shared memory.
+  static constexpr bool kInShared = S::kQueriesInShared;
+  std::uint32_t words[kInShared ? 1 : S::kTiles][S::kQueryWords], negated[kInShared ? 1 : S::kTiles][S::kQueryWords];
+  uint2* shared;  // [kTiles][kQueryWords][32 lanes]
+
+  __device__ __forceinline__ uint2* at(int tile, int w) const {
+    return shared + (tile * S::kQueryWords + w) * 32 + (threadIdx.x & 31);
+  }
+  __device__ __forceinline__ void set(int tile, int w, std::uint32_t word, std::uint32_t minus) {
+    if constexpr (kInShared) {
+      *at(tile, w) = {word, minus};
+    } else {
+      words[tile][w] = word;
+      negated[tile][w] = minus;
+    }
+  }
+  // x: the operand of q; y: of -q.
+  __device__ __forceinline__ uint2 get(int tile, int w) const {
+    if constexpr (kInShared) return *at(tile, w);
+    else return {words[tile][w], negated[tile][w]};
+  }
   // Of row q of each tile, as lane 4 g + q holds its scores:
   float unit[S::kTiles];   // what an integer score stands for
   int lowest[S::kTiles];   // first position it sees; INT_MAX: there is no such row
@@ -27,36 +47,46 @@ __device__ __forceinline__ std::uint32_t query_bytes(uint2 shifted, bool low) {
   return low ? prmt(shifted.x, shifted.y, 0x6420) ^ 0x80808080u : prmt(shifted.x, shifted.y, 0x7531);
 }
 
+// The first tile's rows, asked for before the pages: behind them they would wait for all of their bytes.
+template <class S>
+struct FirstRows {
+  RowsInLanes<S::kDim, kTileRows> x;
+  float signs[kEach<S::kDim>];
+};
+
+template <class S>
+__device__ __forceinline__ void load_tile(const Params& p, const Sequence& sequence, int first_row, int kv_head,
+                                          RowsInLanes<S::kDim, kTileRows>& x) {
+  std::int64_t at[kTileRows];
+#pragma unroll
+  for (int r = 0; r < kTileRows; ++r) {
+    const int row = first_row + r, token = divide(row, p.group_inverse);
+    at[r] = row < sequence.tokens * p.group
+                ? row_at(p.a.query, sequence.first_token + token, kv_head * p.group + row - token * p.group)
+                : -1;
+  }
+  load_rows<S::kDim, kTileRows>(p.a.query, at, x);
+}
+
 // first_row: the warp's first row of the sequence. staged: [4][kStride] floats of this warp.
 template <class S>
-__device__ void load_queries(const Params& p, const Sequence& sequence, int first_row, int kv_head, float* staged,
-                             Queries<S>& out) {
+__device__ __forceinline__ void make_queries(const Params& p, const Sequence& sequence, int first_row, int kv_head,
+                                             FirstRows<S>& first, float* staged, Queries<S>& out) {
   constexpr int kShortStride = S::kDim + 16;
   static_assert(2 * kShortStride * 2 <= S::kStride * 4);
-  const AttendArgs& a = p.a;
   const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
   const int rows = sequence.tokens * p.group;
-  float signs[kEach<S::kDim>];
-  load_signs<S::kDim>(a.basis.query_signs + kv_head * S::kDim, signs);
   out.lowest_of_all = INT_MAX;
   out.highest_of_all = 0;
 #pragma unroll
   for (int tile = 0; tile < S::kTiles; ++tile) {
-    std::int64_t at[kTileRows];
-#pragma unroll
-    for (int r = 0; r < kTileRows; ++r) {
-      const int row = first_row + tile * kTileRows + r, token = row / p.group;
-      at[r] = row < rows
-                  ? row_at(a.query, sequence.first_token + token, kv_head * p.group + row - token * p.group)
-                  : -1;
-    }
-    RowsInLanes<S::kDim, kTileRows> x;
-    load_rows<S::kDim, kTileRows>(a.query, at, x);
+    RowsInLanes<S::kDim, kTileRows>& x = first.x;
+    if (tile > 0) load_tile<S>(p, sequence, first_row + tile * kTileRows, kv_head, x);
 #pragma unroll
     for (int r = 0; r < kTileRows; ++r)
 #pragma unroll
-      for (int i = 0; i < kEach<S::kDim>; ++i) x[r][i] *= signs[i];
-    hadamard<S::kDim, kTileRows, false>(x, a.basis.base_matrix, staged, S::kStride);
+      for (int i = 0; i < kEach<S::kDim>; ++i) x[r][i] *= first.signs[i];
+    hadamard<S::kDim, kTileRows, false>(x, p.a.basis.base_matrix, staged, S::kStride);
     float scores = 0;  // the largest of row q
     auto* shorts = reinterpret_cast<std::int16_t*>(staged);
 #pragma unroll
@@ -67,7 +97,7 @@ __device__ void load_queries(const Params& p, const Sequence& sequence, int firs
         if (has<S::kDim>(i)) bits = max(bits, __float_as_uint(x[r][i]) & 0x7fffffffu);
       const float largest = __uint_as_float(__reduce_max_sync(~0u, bits));
       if (r == q) scores = largest;
-      const float to_integer = 32639.0f / (largest > 1e-30f ? largest : 1e-30f);
+      const float to_integer = __fdividef(32639.0f, fmaxf(largest, 1e-30f));
 #pragma unroll
       for (int i = 0; i < kEach<S::kDim>; ++i) {
         if (!has<S::kDim>(i)) continue;
@@ -81,14 +111,13 @@ __device__ void load_queries(const Params& p, const Sequence& sequence, int firs
 #pragma unroll
     for (int w = 0; w < S::kQueryWords; ++w) {
       const bool low = (g & 1) != 0;
-      out.words[tile][w] = query_bytes(*reinterpret_cast<const uint2*>(mine + 16 * w), low);
-      out.negated[tile][w] =
-          query_bytes(*reinterpret_cast<const uint2*>(mine + kTileRows * kShortStride + 16 * w), low);
+      out.set(tile, w, query_bytes(*reinterpret_cast<const uint2*>(mine + 16 * w), low),
+              query_bytes(*reinterpret_cast<const uint2*>(mine + kTileRows * kShortStride + 16 * w), low));
     }
     __syncwarp();
-    const int row = first_row + tile * kTileRows + q, token = row / p.group;
-    int lowest = static_cast<int>(sequence.span.start);
-    if (a.window > 0) lowest = max(lowest, static_cast<int>(sequence.span.length) + token - a.window + 1);
+    const int row = first_row + tile * kTileRows + q, token = divide(row, p.group_inverse);
+    const int lowest =
+        p.a.window > 0 ? max(sequence.start, sequence.length + token - p.a.window + 1) : sequence.start;
     out.unit[tile] = scores * (p.query_unit / 32639.0f);
     out.lowest[tile] = row < rows ? lowest : INT_MAX;
     out.token[tile] = token;

@@ -3,6 +3,7 @@
 
 #include "kernels/cuda/attend/few_rows/schedule.cuh"
 #include "kernels/cuda/attend/ptx.cuh"
+#include "kernels/cuda/vectors.cuh"
 
 // Pages and fringe pieces on their way into shared memory: a ring of slots a stream of warps, filled in the
 // order of its units, so that no warp ever waits for another stream. From sm_90 on the copy engine moves a
@@ -44,18 +45,18 @@ struct Ring {
     const int unit = begin + issued + lane();
     bytes = 0;
     if (unit >= end) return;
-    const Place place = place_of<S>(p, sums, unit);
-    const Sequence sequence = sequence_of<S>(p, place.i);
-    const int piece = place.unit - sequence.pages;
+    Sequence sequence;
+    const Segment segment = segment_of<S>(p, sums, unit, sequence);
+    const int in_segment = unit - segment.begin, piece = in_segment - sequence.pages;
     if (piece < 0) {
-      from = reinterpret_cast<std::uint64_t>(page_of(p.a.pages, p.a.sequences, place.i,
-                                                     sequence.page_begin + place.unit, kv_head, p.page_bytes));
+      from = reinterpret_cast<std::uint64_t>(page_of(p.a.pages, p.a.sequences, segment.i,
+                                                     sequence.page_begin + in_segment, kv_head, p.page_bytes));
       bytes = p.page_bytes;
     } else if (piece < sequence.pieces) {
       const std::int64_t all = p.a.fringe.first + p.a.fringe.recent, at = piece * kExactTokens;
       from = reinterpret_cast<std::uint64_t>(
           p.a.fringe.data +
-          ((static_cast<std::int64_t>(place.i) * p.a.pages.kv_heads + kv_head) * all + at) * 2 * S::kDim);
+          ((static_cast<std::int64_t>(segment.i) * p.a.pages.kv_heads + kv_head) * all + at) * 2 * S::kDim);
       bytes = static_cast<int>(min(static_cast<std::int64_t>(kExactTokens), all - at)) * 4 * S::kDim;
     }
   }
@@ -74,6 +75,7 @@ struct Ring {
                 evict_first_policy());
     if (size == 0 && lane() == 0) barrier_arrive(barrier);
 #else
+#pragma unroll 4
     for (int at = lane() * 16; at < size; at += 512)
       async_copy16(to + static_cast<std::uint32_t>(at), reinterpret_cast<const std::uint8_t*>(source) + at);
     async_copy_arrive(barrier);

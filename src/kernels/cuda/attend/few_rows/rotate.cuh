@@ -32,8 +32,8 @@ __device__ void hadamard(RowsInLanes<kDim, kRows>& x, const float* __restrict__ 
                          int stride) {
   constexpr int kBase = hadamard_base(kDim), kPower = kDim / kBase, kN = kEach<kDim>;
   const int lane = static_cast<int>(threadIdx.x & 31);
-#pragma unroll
-  for (int h = 1; h < (kPower < 32 ? kPower : 32); h *= 2) {
+#pragma unroll 1
+  for (int h = 1; h < (kPower < 32 ? kPower : 32); h *= 2) {  // not unrolled: see schedule.cuh
     const float sign = (lane & h) != 0 ? -1.0f : 1.0f;
 #pragma unroll
     for (int r = 0; r < kRows; ++r)

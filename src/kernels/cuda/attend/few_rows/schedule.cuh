@@ -2,40 +2,48 @@
 #pragma once
 
 #include "kernels/cuda/attend/few_rows/shape.cuh"
-#include "kernels/cuda/vectors.cuh"
 
 // Who does what. A *segment* is one row tile of one sequence and KV head; its *units* are the pages its queries
 // see, then the pieces of its fringe, then (one unit) the call's own tokens. The units of a KV head, sequence
 // after sequence, are cut into equal ranges: first for CTAs, then for the streams of warps within a CTA. Nothing
 // is planned on the host, so one captured launch serves any lengths.
+//
+// Code that runs once a launch is kept short here and in the files that follow: it is met cold, and fetching
+// instructions then takes longer than running them.
 namespace turboquant::kernels::cuda::few_rows {
 
-// Sequence i as every one of its segments sees it.
+// Sequence i as every one of its segments sees it. Positions are 32 bits, as lengths are.
 struct Sequence {
-  FringeSpan span;
-  int first_token, tokens;   // the call's rows
+  int start, first_end, recent_start, length;  // as FringeSpan: pages supply [first_end, recent_start)
+  int first_token, tokens;                     // the call's rows
   int page_begin, pages, pieces, own;
-  int tiles;                 // segments a KV head
+  int tiles;                                   // segments a KV head
   __device__ int units() const { return pages + pieces + own; }
 };
 
 template <class S>
-__device__ Sequence sequence_of(const Params& p, int i) {
-  const AttendArgs& a = p.a;
+__device__ __forceinline__ Sequence sequence_of(const Params& p, int i) {
+  const Sequences& s = p.a.sequences;
+  const Fringe& fringe = p.a.fringe;
   Sequence out;
-  out.span = fringe_span(a.fringe, a.sequences, i);
-  out.first_token = a.sequences.token_starts[i];
-  out.tokens = a.sequences.token_starts[i + 1] - out.first_token;
+  out.length = __ldg(s.lengths + i);
+  out.first_token = __ldg(s.token_starts + i);
+  out.tokens = __ldg(s.token_starts + i + 1) - out.first_token;
+  out.start = s.starts == nullptr ? 0 : __ldg(s.starts + i);
+  out.first_end = out.start;
+  out.recent_start = max(out.length, out.start);
+  if (fringe.data != nullptr) {
+    const int truncated = fringe.recent_starts == nullptr ? 0 : __ldg(fringe.recent_starts + i);
+    out.recent_start = min(max(max(out.length - fringe.recent, truncated), out.start), out.length);
+    out.first_end = max(min(out.start + fringe.first, out.recent_start), out.start);
+  }
   const int rows = out.tokens * p.group;
   out.tiles = rows > p.most_rows ? 0 : (rows + S::kTileTotal - 1) / S::kTileTotal;
-  int lowest = static_cast<int>(out.span.first_end);
-  if (a.window > 0) lowest = max(lowest, static_cast<int>(out.span.length) - a.window + 1);
-  const int end = static_cast<int>(out.span.recent_start);
+  const int lowest = p.a.window > 0 ? max(out.first_end, out.length - p.a.window + 1) : out.first_end;
   out.page_begin = lowest / kPageTokens;
-  out.pages = lowest < end ? (end + kPageTokens - 1) / kPageTokens - out.page_begin : 0;
-  const bool any = out.span.first_end > out.span.start || out.span.recent_start < out.span.length;
-  out.pieces = any ? p.fringe_pieces : 0;
-  out.own = a.keys.data != nullptr || out.pages + out.pieces == 0 ? 1 : 0;  // no unit, no output
+  out.pages = lowest < out.recent_start ? (out.recent_start + kPageTokens - 1) / kPageTokens - out.page_begin : 0;
+  out.pieces = out.first_end > out.start || out.recent_start < out.length ? p.fringe_pieces : 0;
+  out.own = p.a.keys.data != nullptr || out.pages + out.pieces == 0 ? 1 : 0;  // no unit, no output
   return out;
 }
 
@@ -50,17 +58,19 @@ struct Ranges {
   }
 };
 
-// Unit `unit` of a segment that begins at `begin` and ends before `end`, counted in its KV head.
-struct Place {
-  int i, tile, unit, begin, end;
+// A segment: its units are [begin, end) of its KV head.
+struct Segment {
+  int i, tile, begin, end;
 };
 
 // sums[i]: units of the sequences before i. Written by warp 0 from the per-sequence counts in sums[1 ..].
 __device__ inline void sum_units(int* sums, int count) {
   const int lane = static_cast<int>(threadIdx.x & 31);
   int before = 0;
+#pragma unroll 1
   for (int first = 0; first < count; first += 32) {
     int x = first + lane < count ? sums[first + lane + 1] : 0;
+#pragma unroll 1
     for (int step = 1; step < 32; step *= 2) {
       const int left = __shfl_up_sync(~0u, x, step);
       if (lane >= step) x += left;
@@ -71,22 +81,26 @@ __device__ inline void sum_units(int* sums, int count) {
   if (lane == 0) sums[0] = 0;
 }
 
+// The segment of a unit, and its sequence.
 template <class S>
-__device__ Place place_of(const Params& p, const int* sums, int unit) {
+__device__ __forceinline__ Segment segment_of(const Params& p, const int* sums, int unit, Sequence& sequence) {
   int low = 0, high = p.a.sequences.count - 1;
+#pragma unroll 1
   while (low < high) {
     const int middle = (low + high + 1) / 2;
     if (sums[middle] <= unit) low = middle;
     else high = middle - 1;
   }
-  const int units = sequence_of<S>(p, low).units(), within = unit - sums[low];
-  Place out;
-  out.i = low;
-  out.tile = within / units;
-  out.unit = within - out.tile * units;
-  out.begin = unit - out.unit;
-  out.end = out.begin + units;
-  return out;
+  sequence = sequence_of<S>(p, low);
+  const int units = sequence.units(), first = sums[low];
+  const int tile = sequence.tiles == 1 ? 0 : (unit - first) / units;
+  const int begin = first + tile * units;
+  return {low, tile, begin, begin + units};
+}
+
+// x / group, exact for the row numbers of a sequence (below 2^22).
+__device__ __forceinline__ int divide(int x, float inverse) {
+  return static_cast<int>((static_cast<float>(x) + 0.5f) * inverse);
 }
 
 }  // namespace turboquant::kernels::cuda::few_rows

@@ -84,41 +84,45 @@ struct KeyChunk {
   }
 };
 
-// Adds the products of the plane of kWidth coordinates from kFirst on, and of those after it.
+// Adds the products of the plane of kWidth coordinates from kFirst on, and of those after it. The four tiles of
+// tokens are independent chains of products: they go side by side.
 template <class S, int kBits, int kFirst>
 __device__ __forceinline__ void add_plane(const std::uint8_t* page, const Queries<S>& queries,
                                           int (&c)[4][S::kTiles][4]) {
   constexpr int kWidth = core::plane_of(S::kDim, kFirst).width;
+  constexpr bool kHalf = kWidth == 16;
   constexpr ByteTable kTable = byte_table(core::key_table(kBits));
+  using Chunk = KeyChunk<S, kBits, kFirst, kWidth>;
   const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
+  const Chunk upper[4] = {{page, g, q}, {page, 16 + g, q}, {page, 32 + g, q}, {page, 48 + g, q}};
+  const Chunk lower[4] = {{page, 8 + g, q}, {page, 24 + g, q}, {page, 40 + g, q}, {page, 56 + g, q}};
 #pragma unroll
-  for (int m = 0; m < 4; ++m) {
-    const KeyChunk<S, kBits, kFirst, kWidth> upper(page, 16 * m + g, q), lower(page, 16 * m + 8 + g, q);
+  for (int i = 0; i < (kWidth + 31) / 32; ++i) {
+    constexpr int kSigns = kBits == 4 ? 2 : 1;
+    uint2 first[S::kTiles], second[S::kTiles];
 #pragma unroll
-    for (int i = 0; i < (kWidth + 31) / 32; ++i) {
-      constexpr bool kHalf = kWidth == 16;
-      const int w = kFirst / 16 + 2 * i;
-      std::uint32_t x = upper.selector(i), y = lower.selector(i);
-      const auto operand = [&] {
-        return OperandA{{prmt(kTable.low, kTable.high, x), prmt(kTable.low, kTable.high, y),
-                         kHalf ? 0 : prmt(kTable.low, kTable.high, x >> 16),
-                         kHalf ? 0 : prmt(kTable.low, kTable.high, y >> 16)}};
-      };
-      const OperandA positive = operand();
+    for (int t = 0; t < S::kTiles; ++t) {
+      first[t] = queries.get(t, kFirst / 16 + 2 * i);
+      second[t] = kHalf ? uint2{0, 0} : queries.get(t, kFirst / 16 + 2 * i + (kHalf ? 0 : 1));
+    }
 #pragma unroll
-      for (int t = 0; t < S::kTiles; ++t) {
-        const std::uint32_t b1 = kHalf ? 0 : queries.words[t][kHalf ? w : w + 1];
-        if (kFirst == 0 && i == 0) mma_s8_s8<true>(c[m][t], positive, queries.words[t][w], b1);
-        else mma_s8_s8<false>(c[m][t], positive, queries.words[t][w], b1);
-      }
-      if constexpr (kBits == 4) {  // a magnitude is below 128: PRMT gives 0 where the sign bit is set
-        x ^= 0x88888888u;
-        y ^= 0x88888888u;
-        const OperandA negative = operand();
+    for (int sign = 0; sign < kSigns; ++sign) {
 #pragma unroll
-        for (int t = 0; t < S::kTiles; ++t)
-          mma_s8_s8<false>(c[m][t], negative, queries.negated[t][w],
-                           kHalf ? 0 : queries.negated[t][kHalf ? w : w + 1]);
+      for (int m = 0; m < 4; ++m) {
+        std::uint32_t x = upper[m].selector(i), y = lower[m].selector(i);
+        if (sign == 1) {  // a magnitude is below 128: PRMT gives 0 where the sign bit is set
+          x ^= 0x88888888u;
+          y ^= 0x88888888u;
+        }
+        const OperandA a{{prmt(kTable.low, kTable.high, x), prmt(kTable.low, kTable.high, y),
+                          kHalf ? 0 : prmt(kTable.low, kTable.high, x >> 16),
+                          kHalf ? 0 : prmt(kTable.low, kTable.high, y >> 16)}};
+#pragma unroll
+        for (int t = 0; t < S::kTiles; ++t) {
+          const std::uint32_t b0 = sign == 0 ? first[t].x : first[t].y, b1 = sign == 0 ? second[t].x : second[t].y;
+          if (kFirst == 0 && i == 0 && sign == 0) mma_s8_s8<true>(c[m][t], a, b0, b1);
+          else mma_s8_s8<false>(c[m][t], a, b0, b1);
+        }
       }
     }
   }
@@ -141,9 +145,9 @@ __device__ __forceinline__ void centre_products(const std::uint8_t* centre, cons
     }
 #pragma unroll
     for (int t = 0; t < S::kTiles; ++t) {
-      const std::uint32_t b1 = whole ? queries.words[t][w + 1 < S::kQueryWords ? w + 1 : w] : 0;
-      if (w == 0) mma_s8_s8<true>(c[t], a, queries.words[t][w], b1);
-      else mma_s8_s8<false>(c[t], a, queries.words[t][w], b1);
+      const std::uint32_t b0 = queries.get(t, w).x, b1 = whole ? queries.get(t, whole ? w + 1 : w).x : 0;
+      if (w == 0) mma_s8_s8<true>(c[t], a, b0, b1);
+      else mma_s8_s8<false>(c[t], a, b0, b1);
     }
   }
 }

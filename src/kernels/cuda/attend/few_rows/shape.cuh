@@ -22,6 +22,8 @@ struct Shape {
   static constexpr int kQueryWords = kDim / 16;         // registers of a query's B operand: 16 coordinates each
   static constexpr int kSums = kDim / 8;                // coordinates of a row a lane sums: 2 of each 16
   static constexpr int kStride = kDim + 16;             // of staged rows, in floats
+  static constexpr bool kQueriesInShared = kTiles * kDim > 256;
+  static constexpr int kQueryBytes = kQueriesInShared ? kTiles * kQueryWords * 32 * 8 : 0;  // a warp
   static constexpr int kPartFloats = kTileTotal * (kDim + 2);
   static_assert(kDim % 16 == 0 && kWarps % kSharing == 0);
 };
@@ -43,13 +45,14 @@ constexpr ByteTable byte_table(const core::CodeTable& table) {
   return out;
 }
 
-// A dynamic shared memory block, cut into: rings, staged rows, barriers, sums of units.
+// A dynamic shared memory block, cut into: rings, queries, staged rows, barriers, sums of units.
 template <class S>
 struct SharedLayout {
+  static constexpr int kRecordInts = S::kStreams * 2 * 8;  // merge.cuh
   static constexpr int staged_bytes() { return kWarps * kTileRows * S::kStride * 4; }
   static constexpr int barrier_bytes() { return kWarps * kMaxStages * 2 * 8; }
   static constexpr int fixed_bytes(int sequences) {
-    return staged_bytes() + barrier_bytes() + (sequences + 1 + 64) * 4;
+    return kWarps * S::kQueryBytes + staged_bytes() + barrier_bytes() + (sequences + 1 + 2 + kRecordInts) * 4;
   }
   static constexpr int ring_bytes(int stages, int slot_bytes) { return S::kStreams * stages * slot_bytes; }
 };
