@@ -39,11 +39,16 @@ Plan make_plan(const PageFormat& format, const Config& config, int kv_heads, int
   plan.instance = find_instance(format.head_dim);
   plan.config = config;
   plan.footprint = plan.instance->footprint(config, sequences);
-  plan.ctas_per_head = std::max(1, limits.sm_count / kv_heads);
   plan.slot_bytes = std::max(static_cast<int>(format.page_bytes()), kExactTokens * 4 * format.head_dim);
   const int a_stage = plan.footprint.streams * plan.slot_bytes;
-  plan.stages = std::clamp((limits.shared_bytes - plan.footprint.fixed_bytes) / a_stage, 0, kMaxStages);
-  if (plan.stages * plan.slot_bytes < plan.footprint.part_floats * 4) plan.stages = 0;
+  constexpr int kReserved = 1024;  // of each CTA, by the driver
+  int ctas_per_sm = kCtasPerSm;
+  for (; ctas_per_sm > 0 && plan.stages == 0; --ctas_per_sm) {
+    const int bytes = std::min(limits.shared_bytes, limits.sm_shared_bytes / ctas_per_sm - kReserved);
+    plan.stages = std::clamp((bytes - plan.footprint.fixed_bytes) / a_stage, 0, kMaxStages);
+    if (plan.stages * plan.slot_bytes < plan.footprint.part_floats * 4) plan.stages = 0;
+    plan.ctas_per_head = std::max(1, limits.sm_count * ctas_per_sm / kv_heads);
+  }
   plan.shared_bytes = plan.stages * a_stage + plan.footprint.fixed_bytes;
   return plan;
 }

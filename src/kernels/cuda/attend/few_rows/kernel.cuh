@@ -11,14 +11,14 @@
 //   ring.cuh      pages on their way     softmax.cuh   scores to weights        finish.cuh  sums to outputs
 //   queries.cuh   rotate, round          values.cuh    weights x codes          merge.cuh   parts of several warps
 //
-// A CTA of 8 warps an SM. Each stream (a warp, or several that share pages) walks its range of units on its own: no
+// Two CTAs of 4 warps an SM. Each stream (a warp, or several that share pages) walks its range of units on its own: no
 // barrier until all are done. docs/attend.md derives the design and says what was measured.
 namespace turboquant::kernels::cuda::few_rows {
 
 template <class S>
-__global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_constant__ Params p) {
+__global__ void __launch_bounds__(kWarps * 32, kCtasPerSm) few_rows_kernel(const __grid_constant__ Params p) {
   extern __shared__ __align__(128) std::uint8_t shared[];
-  const int warp = static_cast<int>(threadIdx.x >> 5), lane = static_cast<int>(threadIdx.x & 31);
+  const int warp = uniform(static_cast<int>(threadIdx.x >> 5)), lane = static_cast<int>(threadIdx.x & 31);
   const int stream = warp / S::kSharing, in_stream = warp % S::kSharing;
   std::uint8_t* rings = shared;
   std::uint8_t* queries_shared = rings + SharedLayout<S>::ring_bytes(p.stages, p.slot_bytes);
@@ -56,8 +56,8 @@ __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_c
   const int cta_begin = ctas.begin(index), cta_end = ctas.begin(index + 1);
   const Ranges streams(cta_end - cta_begin, S::kStreams);
   const Cta<S> cta{p, kv_head, index, ctas, streams, cta_begin, cta_end, rings, records, staged};
-  ring.begin = cta.stream_begin(stream);
-  ring.end = cta.stream_begin(stream + 1);
+  ring.begin = uniform(cta.stream_begin(stream));
+  ring.end = uniform(cta.stream_begin(stream + 1));
   int ahead = p.stages;  // copies to start before the first page is used
   if (p.a.settled) {
     ring.issue();  // while the previous kernel still runs; the others would delay the queries
@@ -82,12 +82,12 @@ __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_c
     for (; ahead > 0; --ahead) ring.issue();
     make_queries<S>(p, sequence, first_row, kv_head, rows, staged, queries);
     running.clear();
-    const int end = min(segment.end, ring.end);
+    const int end = uniform(min(segment.end, ring.end)), pages = uniform(sequence.pages);
 #pragma unroll 1
     for (; unit < end; ++unit) {
       const int k = unit - segment.begin;
       std::uint8_t* tile = ring.wait();
-      if (k < sequence.pages) {
+      if (k < pages) {
         const int position = (sequence.page_begin + k) * kPageTokens;
         float scores[S::kTiles][8];
         Weights<S> weights;
@@ -96,11 +96,11 @@ __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_c
                       min(sequence.recent_start - position, kPageTokens), scores, running, weights);
         add_page_values<S>(p, tile, weights, running);
       } else {
-        const int piece = k - sequence.pages;
+        const int piece = k - pages;
         attend_exact_unit<S>(p, sequence, piece < sequence.pieces ? piece : -1, kv_head, in_stream == 0, staged, tile,
                              queries, running);
       }
-      ring.release(k >= sequence.pages);
+      ring.release(k >= pages);
     }
     if (segment.begin >= ring.begin && segment.end <= ring.end) {
       finish_alone<S>(p, sequence, first_row, kv_head, staged, running);

@@ -55,12 +55,23 @@ __device__ __forceinline__ Merged<S> merge_row(int row, int count, PartAt part_a
 #pragma unroll 1
   for (int first = 0; first < count; first += 32) {
     const int here = min(32, count - first);
+    constexpr int kAhead = 8;  // parts whose loads are in flight together
+    float x[kAhead][kEach<S::kDim>];
+    const auto load = [&](int k) {
+#pragma unroll
+      for (int n = 0; n < kAhead; ++n) {
+        const float* from = part_at(first + min(k + n, here - 1)).values(row) + lane;
+#pragma unroll
+        for (int i = 0; i < kEach<S::kDim>; ++i) x[n][i] = has<S::kDim>(i) ? from[32 * i] : 0;
+      }
+    };
     float maximum = kUnseen, sum = 0;
     if (lane < here) {
       const Part<S> part = part_at(first + lane);
       maximum = part.maximum(row);
       sum = part.sum(row);
     }
+    load(0);
     float most = fmaxf(maximum, out.maximum);
 #pragma unroll 1
     for (int lanes = 1; lanes < 32; lanes *= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, lanes));
@@ -72,22 +83,19 @@ __device__ __forceinline__ Merged<S> merge_row(int row, int count, PartAt part_a
     out.maximum = most;
 #pragma unroll
     for (int i = 0; i < kEach<S::kDim>; ++i) out.values[0][i] *= keep;
-    constexpr int kAhead = 4;  // parts whose loads are in flight together
 #pragma unroll 1
     for (int k = 0; k < here; k += kAhead) {
-      float x[kAhead][kEach<S::kDim>];
+      float y[kAhead][kEach<S::kDim>];
+#pragma unroll
+      for (int n = 0; n < kAhead; ++n)
+#pragma unroll
+        for (int i = 0; i < kEach<S::kDim>; ++i) y[n][i] = x[n][i];
+      if (k + kAhead < here) load(k + kAhead);
 #pragma unroll
       for (int n = 0; n < kAhead; ++n) {
-        const float* from = part_at(first + min(k + n, here - 1)).values(row) + lane;
+        const float f = k + n < here ? __shfl_sync(~0u, factor, (k + n) & 31) : 0.0f;
 #pragma unroll
-        for (int i = 0; i < kEach<S::kDim>; ++i) x[n][i] = has<S::kDim>(i) ? from[32 * i] : 0;
-      }
-#pragma unroll
-      for (int n = 0; n < kAhead; ++n) {
-        const float f = __shfl_sync(~0u, factor, (k + n) & 31);  // 0 from `here` on
-#pragma unroll
-        for (int i = 0; i < kEach<S::kDim>; ++i)
-          if (k + n < here) out.values[0][i] = fmaf(f, x[n][i], out.values[0][i]);
+        for (int i = 0; i < kEach<S::kDim>; ++i) out.values[0][i] = fmaf(f, y[n][i], out.values[0][i]);
       }
     }
   }
@@ -98,7 +106,7 @@ __device__ __forceinline__ Merged<S> merge_row(int row, int count, PartAt part_a
 // CTA's part.
 template <class S>
 __device__ __forceinline__ void merge_streams(const Cta<S>& cta) {
-  const int warp = static_cast<int>(threadIdx.x >> 5), lane = static_cast<int>(threadIdx.x & 31);
+  const int warp = uniform(static_cast<int>(threadIdx.x >> 5)), lane = static_cast<int>(threadIdx.x & 31);
   // Lane s < kStreams: the segment that begins in stream s and goes on after it; lane kStreams: one that an earlier
   // CTA began.
   int which = -1;  // its record
@@ -113,21 +121,23 @@ __device__ __forceinline__ void merge_streams(const Cta<S>& cta) {
 #pragma unroll 1
   for (std::uint32_t groups = __ballot_sync(~0u, which >= 0); groups != 0; groups &= groups - 1) {
     const Record& segment = cta.records[__shfl_sync(~0u, which, __ffs(static_cast<int>(groups)) - 1)];
-    const int from = max(segment.begin, cta.begin), to = min(segment.end, cta.end);
+    const int begin = uniform(segment.begin), end = uniform(segment.end);
+    const int from = max(begin, cta.begin), to = min(end, cta.end);
+    const int rows = uniform(segment.rows - segment.first_row);
     const int first = cta.streams.part_of(from - cta.begin), last = cta.streams.part_of(to - 1 - cta.begin);
     const auto part_at = [&](int k) {
-      return segment.end >= cta.stream_begin(first + k + 1) ? cta.last_part(first + k) : cta.first_part(first + k);
+      return end >= cta.stream_begin(first + k + 1) ? cta.last_part(first + k) : cta.first_part(first + k);
     };
 #pragma unroll 1
     for (int row = 0; row < S::kTileTotal; ++row, ++task) {
-      if (task % kWarps != warp || segment.first_row + row >= segment.rows) continue;
+      if (task % kWarps != warp || row >= rows) continue;
       Merged<S> merged = merge_row<S>(row, last - first + 1, part_at);
-      if (segment.begin >= cta.begin && segment.end <= cta.end) {
+      if (begin >= cta.begin && end <= cta.end) {
         finish_rows<S, 1>(cta.p, segment.first_token, segment.rows, segment.first_row + row, cta.kv_head,
                           merged.values, cta.staged, merged.maximum, merged.sum);
         continue;
       }
-      const Part<S> out = cta.cta_part(cta.index, segment.begin >= cta.begin);
+      const Part<S> out = cta.cta_part(cta.index, begin >= cta.begin);
 #pragma unroll
       for (int i = 0; i < kEach<S::kDim>; ++i)
         if (has<S::kDim>(i)) out.values(row)[lane + 32 * i] = merged.values[0][i];
@@ -143,7 +153,7 @@ __device__ __forceinline__ void merge_streams(const Cta<S>& cta) {
 template <class S>
 __device__ __forceinline__ void merge_ctas(const Cta<S>& cta, int* arrived) {
   if (cta.begin == cta.end) return;
-  const int warp = static_cast<int>(threadIdx.x >> 5);
+  const int warp = uniform(static_cast<int>(threadIdx.x >> 5));
   // Records of the segments that it shares with earlier and with later CTAs; -1: none.
   const int first = cta.records[0].end > 0 ? 0 : 1, last = 2 * cta.streams.part_of(cta.end - cta.begin - 1) + 1;
   const int before = cta.records[first].end > 0 && cta.records[first].begin < cta.begin ? first : -1;
@@ -167,12 +177,12 @@ __device__ __forceinline__ void merge_ctas(const Cta<S>& cta, int* arrived) {
   __syncthreads();
 #pragma unroll 1
   for (int k = 0; k < 2; ++k) {
-    if (arrived[k] == 0) continue;
+    if (uniform(arrived[k]) == 0) continue;
     const Record& segment = cta.records[k == 0 ? before : after];
-    const int begin = cta.ctas.part_of(segment.begin), count = cta.ctas.part_of(segment.end - 1) - begin + 1;
+    const int rows = uniform(segment.rows - segment.first_row);
+    const int begin = cta.ctas.part_of(segment.begin), count = uniform(cta.ctas.part_of(segment.end - 1) - begin + 1);
 #pragma unroll 1
-    for (int row = warp; row < S::kTileTotal; row += kWarps) {
-      if (segment.first_row + row >= segment.rows) continue;
+    for (int row = warp; row < min(rows, S::kTileTotal); row += kWarps) {
       Merged<S> merged = merge_row<S>(row, count, [&](int j) { return cta.cta_part(begin + j, j == 0); });
       finish_rows<S, 1>(cta.p, segment.first_token, segment.rows, segment.first_row + row, cta.kv_head, merged.values,
                         cta.staged, merged.maximum, merged.sum);

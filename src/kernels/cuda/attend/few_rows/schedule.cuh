@@ -98,6 +98,11 @@ __device__ __forceinline__ Segment segment_of(const Params& p, const int* sums, 
   return {low, tile, begin, begin + units};
 }
 
+// The same value in every lane, said so that the compiler knows it: branches on it then cost no divergence code.
+__device__ __forceinline__ int uniform(int x) {
+  return __shfl_sync(~0u, x, 0);
+}
+
 // x / group, exact for the row numbers of a sequence (below 2^22).
 __device__ __forceinline__ int divide(int x, float inverse) {
   return static_cast<int>((static_cast<float>(x) + 0.5f) * inverse);

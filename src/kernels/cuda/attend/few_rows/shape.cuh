@@ -22,7 +22,7 @@ struct Shape {
   static constexpr int kQueryWords = kDim / 16;         // registers of a query's B operand: 16 coordinates each
   static constexpr int kSums = kDim / 8;                // coordinates of a row a lane sums: 2 of each 16
   static constexpr int kStride = kDim + 16;             // of staged rows, in floats
-  static constexpr bool kQueriesInShared = kTiles * kDim > 256;
+  static constexpr bool kQueriesInShared = kTiles == 4;  // beside 16 rows of sums
   static constexpr int kQueryBytes = kQueriesInShared ? kTiles * kQueryWords * 32 * 8 : 0;  // a warp
   static constexpr int kPartFloats = kTileTotal * (kDim + 2);
   static_assert(kDim % 16 == 0 && kWarps % kSharing == 0);
