@@ -1,21 +1,51 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which kernel attends: by dtype, head_dim and the number of rows a sequence.
+// Which kernel attends. few_rows and many_rows each take the sequences of their kind, so that a ragged call
+// of both kinds is two launches; any_dim takes what neither of them does.
 #include <algorithm>
 #include <climits>
 
 #include "kernels/cuda/attend/few_rows/few_rows.h"
+#include "kernels/cuda/attend/kernels.h"
 #include "kernels/cuda/cuda.h"
 
 namespace turboquant::kernels::cuda {
+namespace {
 
-Status attend(const AttendArgs& args, const Context& context) {
-  if (args.sequences.count == 0 || args.sequences.tokens == 0) return {};
-  return few_rows::attend(args, INT_MAX, context);
+constexpr int kFewRows = 32;  // (query, head of the group) pairs: more are cheaper by tiles of 64
+
+bool is_16_bit(const AttendArgs& a) {
+  return a.query.dtype != DType::kF32 && a.out.dtype != DType::kF32 &&
+         (a.keys.data == nullptr || (a.keys.dtype != DType::kF32 && a.values.dtype != DType::kF32));
+}
+
+}  // namespace
+
+Status attend(const AttendArgs& a, const Context& context) {
+  const Sequences& s = a.sequences;
+  if (s.count == 0 || s.tokens == 0) return {};
+  const bool few = is_16_bit(a) && s.count <= few_rows::kMaxSequences &&
+                   few_rows::fits(a.pages.format, context.device.index);
+  AttendArgs others = a;  // the workspace without few_rows' counters
+  others.workspace = static_cast<std::uint8_t*>(a.workspace) + few_rows::kCounterBytes;
+  others.workspace_bytes = a.workspace_bytes - few_rows::kCounterBytes;
+  if (!few) return any_dim(others, context);
+  // As many rows as sequences is decoding: no sequence is likely to have more than few_rows is made for. It
+  // is right for any number, as the host does not know how the rows are spread.
+  const std::int64_t group = a.q_heads / a.pages.kv_heads;
+  if (s.tokens == s.count || s.tokens * group <= kFewRows || !many_rows_takes(a, context))
+    return few_rows::attend(a, INT_MAX, context);
+  if (s.count > 1)
+    if (Status status = few_rows::attend(a, kFewRows, context); !status.ok()) return status;
+  return many_rows(others, s.count > 1 ? kFewRows : 0, context);
 }
 
 std::size_t attend_workspace_bytes(const PageFormat& format, int kv_heads, int q_heads, int sequences,
                                    std::int64_t tokens, const Context& context) {
-  return few_rows::workspace_bytes(format, kv_heads, q_heads, sequences, tokens, context);
+  const std::size_t others =
+      std::max(many_rows_workspace_bytes(format, kv_heads, q_heads, sequences, tokens, context),
+               any_dim_workspace_bytes(format, kv_heads, q_heads, sequences, tokens, context));
+  return std::max(few_rows::workspace_bytes(format, kv_heads, q_heads, sequences, tokens, context),
+                  few_rows::kCounterBytes + others);
 }
 
 }  // namespace turboquant::kernels::cuda

@@ -3,12 +3,13 @@
 
 #include "kernels/cuda/attend/few_rows/values.cuh"
 
-// Tokens in 16 bits: pieces of the fringe, and the call's own tokens, which the warp rotates itself. A tile is 16
-// of them in shared memory, [token][K, V][d] of fp16 in the rotated domain, as the fringe stores them.
+// Tokens in 16 bits: pieces of the fringe, and the call's own tokens, which the warp rotates itself. A tile
+// is 16 of them in shared memory, [token][K, V][d] of fp16 in the rotated domain, as the fringe stores them.
 namespace turboquant::kernels::cuda::few_rows {
 
 // Four bytes, as fp16: 1024 + x is 0x6400 + x.
-__device__ __forceinline__ void bytes_to_halves(std::uint32_t bytes, std::uint32_t& low, std::uint32_t& high) {
+__device__ __forceinline__ void bytes_to_halves(std::uint32_t bytes, std::uint32_t& low,
+                                                std::uint32_t& high) {
   const std::uint32_t biased = bytes ^ 0x80808080u;
   const __half2 bias = __floats2half2_rn(1152.0f, 1152.0f);
   const std::uint32_t pairs[2] = {prmt(biased, 0x64646464u, 0x4140), prmt(biased, 0x64646464u, 0x4342)};
@@ -28,8 +29,8 @@ __device__ __forceinline__ void sharing_sync() {
                  : "memory");
 }
 
-// Zeroes the values of unused slots and of tokens with NaN or infinity (a weight of 0 must not make NaN of them);
-// returns the latter as bits. Bit t of `used` says whether slot t holds a token.
+// Zeroes the values of unused slots and of tokens with NaN or infinity (a weight of 0 must not make NaN of
+// them); returns the latter as bits. Bit t of `used` says whether slot t holds a token.
 template <class S>
 __device__ __forceinline__ std::uint32_t clean_values(std::uint8_t* tile, std::uint32_t used) {
   constexpr int kChunks = S::kDim / 8;  // 16 bytes each, of a token's values
@@ -42,7 +43,8 @@ __device__ __forceinline__ std::uint32_t clean_values(std::uint8_t* tile, std::u
   for (int x = lane; x < kExactTokens * kChunks; x += 32) {
     const uint4 v = *chunk(x);
     std::uint32_t bad = 0;
-    for (const std::uint32_t pair : {v.x, v.y, v.z, v.w}) bad |= ((pair & 0x7c007c00u) + 0x04000400u) & 0x80008000u;
+    for (const std::uint32_t pair : {v.x, v.y, v.z, v.w})
+      bad |= ((pair & 0x7c007c00u) + 0x04000400u) & 0x80008000u;
     if (bad != 0) spoiled |= 1u << x / kChunks;
   }
   spoiled = __reduce_or_sync(~0u, spoiled);
@@ -55,16 +57,15 @@ __device__ __forceinline__ std::uint32_t clean_values(std::uint8_t* tile, std::u
   return spoiled & used;
 }
 
-// One tile. This lane's two tokens, slots g and g + 8, are at positions[0] and [1]; below 0: the slot is not used.
-// Row q of tile t sees those up to `length` + its own token.
+// One tile. This lane's two tokens, slots g and g + 8, are at positions[0] and [1]; below 0: the slot is not
+// used. Row q of tile t sees those up to `length` + its own token.
 template <class S>
 __device__ __forceinline__ void attend_exact(const Params& p, std::uint8_t* tile, const Queries<S>& queries,
                                              const int (&positions)[2], int length, Running<S>& running) {
   const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
   std::uint32_t used = 0;
 #pragma unroll
-  for (int j = 0; j < 2; ++j)
-    used |= positions[j] >= 0 ? 1u << (g + 8 * j) : 0u;
+  for (int j = 0; j < 2; ++j) used |= positions[j] >= 0 ? 1u << (g + 8 * j) : 0u;
   used = __reduce_or_sync(~0u, used);
   if (used == 0) return;
   const std::uint32_t spoiled = clean_values<S>(tile, used);
@@ -112,7 +113,8 @@ __device__ __forceinline__ void attend_exact(const Params& p, std::uint8_t* tile
     }
     running.sum[t] = fmaf(running.sum[t], steps[t].keep, sum * steps[t].gain);
     running.half_steps[t] *= steps[t].keep;
-    // As in weigh_page: even columns want the high part, odd ones the rest, of tokens 2 q (+ 8) and 2 q + 1 (+ 8).
+    // As in weigh_page: even columns want the high part, odd ones the rest, of tokens 2 q (+ 8) and 2 q + 1
+    // (+ 8).
     const std::uint32_t near = __shfl_sync(~0u, odd ? low : high, source + 4 * odd);
     const std::uint32_t far = __shfl_sync(~0u, odd ? high : low, source + 4 - 4 * odd);
     const std::uint32_t even_tokens = odd ? far : near, odd_tokens = odd ? near : far;
@@ -149,8 +151,8 @@ __device__ __forceinline__ int fringe_position(const Fringe& fringe, const Seque
 
 // Rotates the call's own tokens [first, first + count) of the sequence into a tile, two tokens at a time.
 template <class S>
-__device__ __forceinline__ void rotate_own(const Params& p, const Sequence& sequence, int first, int count, int kv_head, float* staged,
-                           std::uint8_t* tile) {
+__device__ __forceinline__ void rotate_own(const Params& p, const Sequence& sequence, int first, int count,
+                                           int kv_head, float* staged, std::uint8_t* tile) {
   const int lane = static_cast<int>(threadIdx.x & 31);
   const AttendArgs& a = p.a;
   float key_signs[kEach<S::kDim>], value_signs[kEach<S::kDim>];  // keys: xi / s = 1 / (xi s)
@@ -190,11 +192,11 @@ __device__ __forceinline__ void rotate_own(const Params& p, const Sequence& sequ
   }
 }
 
-// A unit that is no page: piece `piece` of the fringe, which lies in the tile, or (piece < 0) the call's own tokens,
-// which go through it. `fills`: this warp writes the tile for all that share it.
+// A unit that is no page: piece `piece` of the fringe, which lies in the tile, or (piece < 0) the call's own
+// tokens, which go through it. `fills`: this warp writes the tile for all that share it.
 template <class S>
-__device__ __forceinline__ void attend_exact_unit(const Params& p, const Sequence& sequence, int piece, int kv_head,
-                                                  bool fills, float* staged, std::uint8_t* tile,
+__device__ __forceinline__ void attend_exact_unit(const Params& p, const Sequence& sequence, int piece,
+                                                  int kv_head, bool fills, float* staged, std::uint8_t* tile,
                                                   const Queries<S>& queries, Running<S>& running) {
   const int g = static_cast<int>(threadIdx.x & 31) >> 2;
   const int tokens = piece >= 0 ? 1 : p.a.keys.data == nullptr ? 0 : sequence.tokens;
@@ -209,7 +211,7 @@ __device__ __forceinline__ void attend_exact_unit(const Params& p, const Sequenc
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const int slot = g + 8 * j;
-      positions[j] = piece >= 0    ? fringe_position(p.a.fringe, sequence, piece * kExactTokens + slot)
+      positions[j] = piece >= 0     ? fringe_position(p.a.fringe, sequence, piece * kExactTokens + slot)
                      : slot < count ? sequence.length + first + slot
                                     : -1;
     }

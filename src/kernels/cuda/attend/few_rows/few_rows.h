@@ -10,6 +10,10 @@ namespace turboquant::kernels::cuda::few_rows {
 // Whether there is a kernel for this format, and this device's shared memory holds it.
 bool fits(const PageFormat& format, int device);
 
+// The workspace begins with counters that are zero between calls; what lies behind kCounterBytes may be used
+// by anyone in between.
+inline constexpr std::size_t kCounterBytes = 16384;
+
 Status attend(const AttendArgs& args, int most_rows, const Context& context);
 std::size_t workspace_bytes(const PageFormat& format, int kv_heads, int q_heads, int sequences,
                             std::int64_t tokens, const Context& context);
@@ -18,12 +22,13 @@ std::size_t workspace_bytes(const PageFormat& format, int kv_heads, int q_heads,
 struct Config {
   int tiles, sharing;
 };
-// What a launch of a head_dim and config takes from shared memory besides its ring, for `sequences` sequences.
+// What a launch of a head_dim and config takes from shared memory besides its ring, for `sequences`
+// sequences.
 struct Footprint {
   int fixed_bytes, streams, part_floats;
 };
 
-// One a head_dim, in few_rows_d<dim>.cu.
+// One a head_dim, in head_dim_<dim>.cu.
 struct Instance {
   int head_dim;
   Footprint (*footprint)(const Config&, int sequences);

@@ -18,7 +18,8 @@ struct Part {
 // Brings the lanes' sums of weights together, adds the half steps, and writes the warp's rows into rows
 // first_row ... of a part.
 template <class S>
-__device__ __forceinline__ void store_part(const Params& p, const Running<S>& running, int first_row, Part<S> part) {
+__device__ __forceinline__ void store_part(const Params& p, const Running<S>& running, int first_row,
+                                           Part<S> part) {
   const float half = p.a.pages.format.v_bits == 4 ? 0.5f : 0.0f;
   const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
 #pragma unroll
@@ -40,11 +41,12 @@ __device__ __forceinline__ void store_part(const Params& p, const Running<S>& ru
   }
 }
 
-// Output and LSE of kRows rows, from row `row` on, of a sequence with `rows` rows that begin at the call's token
-// first_token: x their sums; lane r has row r's maximum and sum of weights.
+// Output and LSE of kRows rows, from row `row` on, of a sequence with `rows` rows that begin at the call's
+// token first_token: x their sums; lane r has row r's maximum and sum of weights.
 template <class S, int kRows>
 __device__ __forceinline__ void finish_rows(const Params& p, int first_token, int rows, int row, int kv_head,
-                                            RowsInLanes<S::kDim, kRows>& x, float* staged, float maximum, float sum) {
+                                            RowsInLanes<S::kDim, kRows>& x, float* staged, float maximum,
+                                            float sum) {
   constexpr float kLog2e = 1.442695041f, kLn2 = 0.6931471806f;
   const AttendArgs& a = p.a;
   const int lane = static_cast<int>(threadIdx.x & 31);
@@ -80,8 +82,8 @@ __device__ __forceinline__ void finish_rows(const Params& p, int first_token, in
 
 // The rows of a segment that this warp did alone; tile by tile through its staged rows.
 template <class S>
-__device__ __forceinline__ void finish_alone(const Params& p, const Sequence& sequence, int first_row, int kv_head,
-                                             float* staged, const Running<S>& running) {
+__device__ __forceinline__ void finish_alone(const Params& p, const Sequence& sequence, int first_row,
+                                             int kv_head, float* staged, const Running<S>& running) {
   const float half = p.a.pages.format.v_bits == 4 ? 0.5f : 0.0f;
   const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
 #pragma unroll
@@ -100,11 +102,12 @@ __device__ __forceinline__ void finish_alone(const Params& p, const Sequence& se
 #pragma unroll
     for (int r = 0; r < kTileRows; ++r)
 #pragma unroll
-      for (int i = 0; i < kEach<S::kDim>; ++i) x[r][i] = has<S::kDim>(i) ? staged[r * S::kStride + lane + 32 * i] : 0;
+      for (int i = 0; i < kEach<S::kDim>; ++i)
+        x[r][i] = has<S::kDim>(i) ? staged[r * S::kStride + lane + 32 * i] : 0;
     __syncwarp();
     if (first_row + t * kTileRows < sequence.tokens * p.group)
-      finish_rows<S, kTileRows>(p, sequence.first_token, sequence.tokens * p.group, first_row + t * kTileRows, kv_head,
-                                x, staged, running.maximum[t], sum);
+      finish_rows<S, kTileRows>(p, sequence.first_token, sequence.tokens * p.group, first_row + t * kTileRows,
+                                kv_head, x, staged, running.maximum[t], sum);
   }
 }
 

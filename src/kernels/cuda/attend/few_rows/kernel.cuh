@@ -5,14 +5,16 @@
 #include "kernels/cuda/attend/few_rows/merge.cuh"
 #include "kernels/cuda/attend/few_rows/ring.cuh"
 
-// attend for few queries a sequence: decoding, speculative decoding, tails of prompts. Bound by reading pages.
+// attend for few queries a sequence: decoding, speculative decoding, tails of prompts. Bound by reading
+// pages.
 //
-//   schedule.cuh  who does what          scores.cuh    codes x queries          exact.cuh   fringe, own tokens
-//   ring.cuh      pages on their way     softmax.cuh   scores to weights        finish.cuh  sums to outputs
-//   queries.cuh   rotate, round          values.cuh    weights x codes          merge.cuh   parts of several warps
+//   schedule.cuh  who does what          scores.cuh    codes x queries          exact.cuh   fringe, own
+//   tokens ring.cuh      pages on their way     softmax.cuh   scores to weights        finish.cuh  sums to
+//   outputs queries.cuh   rotate, round          values.cuh    weights x codes          merge.cuh   parts of
+//   several warps
 //
-// Two CTAs of 4 warps an SM. Each stream (a warp, or several that share pages) walks its range of units on its own: no
-// barrier until all are done. docs/attend.md derives the design and says what was measured.
+// Two CTAs of 4 warps an SM. Each stream (a warp, or several that share pages) walks its range of units on
+// its own: no barrier until all are done. docs/attend.md derives the design and says what was measured.
 namespace turboquant::kernels::cuda::few_rows {
 
 template <class S>
@@ -97,8 +99,8 @@ __global__ void __launch_bounds__(kWarps * 32, kCtasPerSm) few_rows_kernel(const
         add_page_values<S>(p, tile, weights, running);
       } else {
         const int piece = k - pages;
-        attend_exact_unit<S>(p, sequence, piece < sequence.pieces ? piece : -1, kv_head, in_stream == 0, staged, tile,
-                             queries, running);
+        attend_exact_unit<S>(p, sequence, piece < sequence.pieces ? piece : -1, kv_head, in_stream == 0,
+                             staged, tile, queries, running);
       }
       ring.release(k >= pages);
     }

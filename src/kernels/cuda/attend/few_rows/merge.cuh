@@ -19,24 +19,27 @@ struct Record {
 template <class S>
 struct Cta {
   const Params& p;
-  int kv_head, index;      // KV head; CTA of that head
-  Ranges ctas, streams;    // of the head's units; of this CTA's
-  int begin, end;          // this CTA's units
-  std::uint8_t* rings;     // a stream's last part lies where its ring was
-  Record* records;         // [kStreams][2]: of its first segment where it goes on after it, and of its last
-  float* staged;           // this warp's
+  int kv_head, index;    // KV head; CTA of that head
+  Ranges ctas, streams;  // of the head's units; of this CTA's
+  int begin, end;        // this CTA's units
+  std::uint8_t* rings;   // a stream's last part lies where its ring was
+  Record* records;       // [kStreams][2]: of its first segment where it goes on after it, and of its last
+  float* staged;         // this warp's
 
   __device__ int stream_begin(int stream) const { return begin + streams.begin(stream); }
   __device__ Part<S> last_part(int stream) const {
     return {reinterpret_cast<float*>(rings + stream * p.stages * p.slot_bytes)};
   }
   __device__ Part<S> first_part(int stream) const {
-    const std::int64_t at = (static_cast<std::int64_t>(kv_head) * p.ctas_per_head + index) * S::kStreams + stream;
+    const std::int64_t at =
+        (static_cast<std::int64_t>(kv_head) * p.ctas_per_head + index) * S::kStreams + stream;
     return {p.warp_parts + at * S::kPartFloats};
   }
-  // Where a CTA keeps its part of a segment that it shares: one that an earlier CTA began, or one that goes on.
+  // Where a CTA keeps its part of a segment that it shares: one that an earlier CTA began, or one that goes
+  // on.
   __device__ Part<S> cta_part(int cta, bool goes_on) const {
-    const std::int64_t at = (static_cast<std::int64_t>(kv_head) * p.ctas_per_head + cta) * 2 + (goes_on ? 1 : 0);
+    const std::int64_t at =
+        (static_cast<std::int64_t>(kv_head) * p.ctas_per_head + cta) * 2 + (goes_on ? 1 : 0);
     return {p.cta_parts + at * S::kPartFloats};
   }
 };
@@ -75,7 +78,8 @@ __device__ __forceinline__ Merged<S> merge_row(int row, int count, PartAt part_a
     float most = fmaxf(maximum, out.maximum);
 #pragma unroll 1
     for (int lanes = 1; lanes < 32; lanes *= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, lanes));
-    const float keep = exp2_approx(out.maximum - most), factor = lane < here ? exp2_approx(maximum - most) : 0.0f;
+    const float keep = exp2_approx(out.maximum - most),
+                factor = lane < here ? exp2_approx(maximum - most) : 0.0f;
     sum *= factor;
 #pragma unroll 1
     for (int lanes = 1; lanes < 32; lanes *= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
@@ -102,13 +106,13 @@ __device__ __forceinline__ Merged<S> merge_row(int row, int count, PartAt part_a
   return out;
 }
 
-// Adds the streams' parts of each segment that they share: to outputs where the CTA did all of it, else to the
-// CTA's part.
+// Adds the streams' parts of each segment that they share: to outputs where the CTA did all of it, else to
+// the CTA's part.
 template <class S>
 __device__ __forceinline__ void merge_streams(const Cta<S>& cta) {
   const int warp = uniform(static_cast<int>(threadIdx.x >> 5)), lane = static_cast<int>(threadIdx.x & 31);
-  // Lane s < kStreams: the segment that begins in stream s and goes on after it; lane kStreams: one that an earlier
-  // CTA began.
+  // Lane s < kStreams: the segment that begins in stream s and goes on after it; lane kStreams: one that an
+  // earlier CTA began.
   int which = -1;  // its record
   if (lane < S::kStreams) {
     const Record& last = cta.records[2 * lane + 1];
@@ -155,7 +159,8 @@ __device__ __forceinline__ void merge_ctas(const Cta<S>& cta, int* arrived) {
   if (cta.begin == cta.end) return;
   const int warp = uniform(static_cast<int>(threadIdx.x >> 5));
   // Records of the segments that it shares with earlier and with later CTAs; -1: none.
-  const int first = cta.records[0].end > 0 ? 0 : 1, last = 2 * cta.streams.part_of(cta.end - cta.begin - 1) + 1;
+  const int first = cta.records[0].end > 0 ? 0 : 1,
+            last = 2 * cta.streams.part_of(cta.end - cta.begin - 1) + 1;
   const int before = cta.records[first].end > 0 && cta.records[first].begin < cta.begin ? first : -1;
   const int after = cta.records[last].begin >= cta.begin && cta.records[last].end > cta.end ? last : -1;
   if (before < 0 && after < 0) return;
@@ -180,12 +185,13 @@ __device__ __forceinline__ void merge_ctas(const Cta<S>& cta, int* arrived) {
     if (uniform(arrived[k]) == 0) continue;
     const Record& segment = cta.records[k == 0 ? before : after];
     const int rows = uniform(segment.rows - segment.first_row);
-    const int begin = cta.ctas.part_of(segment.begin), count = uniform(cta.ctas.part_of(segment.end - 1) - begin + 1);
+    const int begin = cta.ctas.part_of(segment.begin),
+              count = uniform(cta.ctas.part_of(segment.end - 1) - begin + 1);
 #pragma unroll 1
     for (int row = warp; row < min(rows, S::kTileTotal); row += kWarps) {
       Merged<S> merged = merge_row<S>(row, count, [&](int j) { return cta.cta_part(begin + j, j == 0); });
-      finish_rows<S, 1>(cta.p, segment.first_token, segment.rows, segment.first_row + row, cta.kv_head, merged.values,
-                        cta.staged, merged.maximum, merged.sum);
+      finish_rows<S, 1>(cta.p, segment.first_token, segment.rows, segment.first_row + row, cta.kv_head,
+                        merged.values, cta.staged, merged.maximum, merged.sum);
     }
   }
 }

@@ -3,20 +3,20 @@
 
 #include "turboquant/attention.h"
 
-// What the host tells the few_rows kernel. A *row* is a (query, head of the group) pair of one sequence and KV
-// head; a row tile is up to kTiles * 4 rows a warp, times the warps that share a stream of pages.
+// What the host tells the few_rows kernel. A *row* is a (query, head of the group) pair of one sequence and
+// KV head; a row tile is up to kTiles * 4 rows a warp, times the warps that share a stream of pages.
 namespace turboquant::kernels::cuda::few_rows {
 
-inline constexpr int kWarps = 4;             // of a CTA
-inline constexpr int kCtasPerSm = 2;         // while one starts or merges, the other reads
-inline constexpr int kTileRows = 4;          // an MMA's 8 columns: 4 rows x {high byte, low byte}
-inline constexpr int kMaxSequences = 4096;   // of a call
+inline constexpr int kWarps = 4;            // of a CTA
+inline constexpr int kCtasPerSm = 2;        // while one starts or merges, the other reads
+inline constexpr int kTileRows = 4;         // an MMA's 8 columns: 4 rows x {high byte, low byte}
+inline constexpr int kMaxSequences = 4096;  // of a call
 inline constexpr int kMaxStages = 4;
-inline constexpr int kExactTokens = 16;      // of the fringe or the call's own, in one MMA
+inline constexpr int kExactTokens = 16;  // of the fringe or the call's own, in one MMA
 
 struct Params {
   AttendArgs a;
-  int group = 1;          // query heads of a KV head
+  int group = 1;  // query heads of a KV head
   float group_inverse = 1;
   int most_rows = 0;      // sequences with more rows are left to another kernel
   int ctas_per_head = 1;  // the grid is [ctas_per_head * kv_heads]

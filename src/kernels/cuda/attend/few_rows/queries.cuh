@@ -7,16 +7,19 @@
 #include "kernels/cuda/attend/few_rows/schedule.cuh"
 #include "kernels/cuda/attend/ptx.cuh"
 
-// A segment's queries as the B operand of the score products: rotated, scaled, and rounded to 16 bits of their
-// row's maximum, of which column 2 r is the high byte and column 2 r + 1 the low one (q = 256 high + low).
+// A segment's queries as the B operand of the score products: rotated, scaled, and rounded to 16 bits of
+// their row's maximum, of which column 2 r is the high byte and column 2 r + 1 the low one (q = 256 high +
+// low).
 namespace turboquant::kernels::cuda::few_rows {
 
 template <class S>
 struct Queries {
-  // Operands of coordinates 16 w .. 16 w + 15: lane 4 g + q has column g, coordinates 16 w + 4 q .. + 3; of q, and of
-  // -q, because 4-bit keys come as two products. In registers, or where those are short in shared memory.
+  // Operands of coordinates 16 w .. 16 w + 15: lane 4 g + q has column g, coordinates 16 w + 4 q .. + 3; of
+  // q, and of -q, because 4-bit keys come as two products. In registers, or where those are short in shared
+  // memory.
   static constexpr bool kInShared = S::kQueriesInShared;
-  std::uint32_t words[kInShared ? 1 : S::kTiles][S::kQueryWords], negated[kInShared ? 1 : S::kTiles][S::kQueryWords];
+  std::uint32_t words[kInShared ? 1 : S::kTiles][S::kQueryWords],
+      negated[kInShared ? 1 : S::kTiles][S::kQueryWords];
   uint2* shared;  // [kTiles][kQueryWords][32 lanes]
 
   __device__ __forceinline__ uint2* at(int tile, int w) const {
@@ -36,13 +39,14 @@ struct Queries {
     else return {words[tile][w], negated[tile][w]};
   }
   // Of row q of each tile, as lane 4 g + q holds its scores:
-  float unit[S::kTiles];   // what an integer score stands for
-  int lowest[S::kTiles];   // first position it sees; INT_MAX: there is no such row
-  int token[S::kTiles];    // of the call
+  float unit[S::kTiles];              // what an integer score stands for
+  int lowest[S::kTiles];              // first position it sees; INT_MAX: there is no such row
+  int token[S::kTiles];               // of the call
   int lowest_of_all, highest_of_all;  // over the warp's rows
 };
 
-// Four 16-bit integers, each with 128 added so that its high byte is rounded: the bytes this lane's column holds.
+// Four 16-bit integers, each with 128 added so that its high byte is rounded: the bytes this lane's column
+// holds.
 __device__ __forceinline__ std::uint32_t query_bytes(uint2 shifted, bool low) {
   return low ? prmt(shifted.x, shifted.y, 0x6420) ^ 0x80808080u : prmt(shifted.x, shifted.y, 0x7531);
 }
@@ -55,8 +59,8 @@ struct FirstRows {
 };
 
 template <class S>
-__device__ __forceinline__ void load_tile(const Params& p, const Sequence& sequence, int first_row, int kv_head,
-                                          RowsInLanes<S::kDim, kTileRows>& x) {
+__device__ __forceinline__ void load_tile(const Params& p, const Sequence& sequence, int first_row,
+                                          int kv_head, RowsInLanes<S::kDim, kTileRows>& x) {
   std::int64_t at[kTileRows];
 #pragma unroll
   for (int r = 0; r < kTileRows; ++r) {
@@ -70,8 +74,9 @@ __device__ __forceinline__ void load_tile(const Params& p, const Sequence& seque
 
 // first_row: the warp's first row of the sequence. staged: [4][kStride] floats of this warp.
 template <class S>
-__device__ __forceinline__ void make_queries(const Params& p, const Sequence& sequence, int first_row, int kv_head,
-                                             FirstRows<S>& first, float* staged, Queries<S>& out) {
+__device__ __forceinline__ void make_queries(const Params& p, const Sequence& sequence, int first_row,
+                                             int kv_head, FirstRows<S>& first, float* staged,
+                                             Queries<S>& out) {
   constexpr int kShortStride = S::kDim + 16;
   static_assert(2 * kShortStride * 2 <= S::kStride * 4);
   const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2, q = lane & 3;

@@ -20,17 +20,19 @@ struct Ring {
 
   const Params& p;
   const int* sums;
-  int kv_head, begin, end;       // the stream's units
-  std::uint8_t* slots;           // [stages][slot_bytes]
-  std::uint32_t full, empty;     // [stages] barriers: has arrived; has been read by all sharing warps
-  bool issues;                   // this warp fills the ring
-  int issued = 0, next_slot = 0; // of the warp that fills it
-  int slot = 0;                  // to be read next
+  int kv_head, begin, end;        // the stream's units
+  std::uint8_t* slots;            // [stages][slot_bytes]
+  std::uint32_t full, empty;      // [stages] barriers: has arrived; has been read by all sharing warps
+  bool issues;                    // this warp fills the ring
+  int issued = 0, next_slot = 0;  // of the warp that fills it
+  int slot = 0;                   // to be read next
   std::uint32_t parity = 0, empty_parity = 0;
-  std::uint64_t from = 0;        // lane i: where unit begin + (issued rounded down to 32) + i comes from
-  int bytes = 0;                 // 0: nothing to copy
+  std::uint64_t from = 0;  // lane i: where unit begin + (issued rounded down to 32) + i comes from
+  int bytes = 0;           // 0: nothing to copy
 
-  __device__ int lane() const { return static_cast<int>(threadIdx.x & 31); }
+  __device__ int lane() const {
+    return static_cast<int>(threadIdx.x & 31);
+  }
 
   __device__ void init() {
     if (lane() < p.stages && issues) {
@@ -49,8 +51,8 @@ struct Ring {
     const Segment segment = segment_of<S>(p, sums, unit, sequence);
     const int in_segment = unit - segment.begin, piece = in_segment - sequence.pages;
     if (piece < 0) {
-      from = reinterpret_cast<std::uint64_t>(page_of(p.a.pages, p.a.sequences, segment.i,
-                                                     sequence.page_begin + in_segment, kv_head, p.page_bytes));
+      from = reinterpret_cast<std::uint64_t>(page_of(
+          p.a.pages, p.a.sequences, segment.i, sequence.page_begin + in_segment, kv_head, p.page_bytes));
       bytes = p.page_bytes;
     } else if (piece < sequence.pieces) {
       const std::int64_t all = p.a.fringe.first + p.a.fringe.recent, at = piece * kExactTokens;

@@ -3,9 +3,9 @@
 
 #include "kernels/cuda/vectors.cuh"
 
-// The Hadamard rotation of a few rows by one warp, in registers: lane l holds coordinates l + 32 i of each row. A
-// stage of distance h < 32 is one shuffle and one fma a coordinate. Outputs are only bounded here, codes are not
-// decided; encode has its own, bit-exact rotation.
+// The Hadamard rotation of a few rows by one warp, in registers: lane l holds coordinates l + 32 i of each
+// row. A stage of distance h < 32 is one shuffle and one fma a coordinate. Outputs are only bounded here,
+// codes are not decided; encode has its own, bit-exact rotation.
 namespace turboquant::kernels::cuda::few_rows {
 
 // m of the Hadamard plan (turboquant/rotation.h) of the head_dims that have a kernel.

@@ -3,10 +3,10 @@
 
 #include "kernels/cuda/attend/few_rows/shape.cuh"
 
-// Who does what. A *segment* is one row tile of one sequence and KV head; its *units* are the pages its queries
-// see, then the pieces of its fringe, then (one unit) the call's own tokens. The units of a KV head, sequence
-// after sequence, are cut into equal ranges: first for CTAs, then for the streams of warps within a CTA. Nothing
-// is planned on the host, so one captured launch serves any lengths.
+// Who does what. A *segment* is one row tile of one sequence and KV head; its *units* are the pages its
+// queries see, then the pieces of its fringe, then (one unit) the call's own tokens. The units of a KV head,
+// sequence after sequence, are cut into equal ranges: first for CTAs, then for the streams of warps within a
+// CTA. Nothing is planned on the host, so one captured launch serves any lengths.
 //
 // Code that runs once a launch is kept short here and in the files that follow: it is met cold, and fetching
 // instructions then takes longer than running them.
@@ -17,7 +17,7 @@ struct Sequence {
   int start, first_end, recent_start, length;  // as FringeSpan: pages supply [first_end, recent_start)
   int first_token, tokens;                     // the call's rows
   int page_begin, pages, pieces, own;
-  int tiles;                                   // segments a KV head
+  int tiles;  // segments a KV head
   __device__ int units() const { return pages + pieces + own; }
 };
 
@@ -41,7 +41,8 @@ __device__ __forceinline__ Sequence sequence_of(const Params& p, int i) {
   out.tiles = rows > p.most_rows ? 0 : (rows + S::kTileTotal - 1) / S::kTileTotal;
   const int lowest = p.a.window > 0 ? max(out.first_end, out.length - p.a.window + 1) : out.first_end;
   out.page_begin = lowest / kPageTokens;
-  out.pages = lowest < out.recent_start ? (out.recent_start + kPageTokens - 1) / kPageTokens - out.page_begin : 0;
+  out.pages =
+      lowest < out.recent_start ? (out.recent_start + kPageTokens - 1) / kPageTokens - out.page_begin : 0;
   out.pieces = out.first_end > out.start || out.recent_start < out.length ? p.fringe_pieces : 0;
   out.own = p.a.keys.data != nullptr || out.pages + out.pieces == 0 ? 1 : 0;  // no unit, no output
   return out;
@@ -83,7 +84,8 @@ __device__ inline void sum_units(int* sums, int count) {
 
 // The segment of a unit, and its sequence.
 template <class S>
-__device__ __forceinline__ Segment segment_of(const Params& p, const int* sums, int unit, Sequence& sequence) {
+__device__ __forceinline__ Segment segment_of(const Params& p, const int* sums, int unit,
+                                              Sequence& sequence) {
   int low = 0, high = p.a.sequences.count - 1;
 #pragma unroll 1
   while (low < high) {
@@ -98,7 +100,8 @@ __device__ __forceinline__ Segment segment_of(const Params& p, const int* sums, 
   return {low, tile, begin, begin + units};
 }
 
-// The same value in every lane, said so that the compiler knows it: branches on it then cost no divergence code.
+// The same value in every lane, said so that the compiler knows it: branches on it then cost no divergence
+// code.
 __device__ __forceinline__ int uniform(int x) {
   return __shfl_sync(~0u, x, 0);
 }

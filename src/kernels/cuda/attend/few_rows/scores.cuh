@@ -5,8 +5,9 @@
 
 // Scores of a page: integer products of codes and queries on the tensor cores.
 //
-// A = 16 tokens x 32 coordinates of K, made from packed codes by byte permutes; B = 32 coordinates x 8 columns of
-// queries. Lane 4 g + q ends up with tokens g + 8 j (j < 8) of row q: both bytes of a score lie in one lane.
+// A = 16 tokens x 32 coordinates of K, made from packed codes by byte permutes; B = 32 coordinates x 8
+// columns of queries. Lane 4 g + q ends up with tokens g + 8 j (j < 8) of row q: both bytes of a score lie in
+// one lane.
 namespace turboquant::kernels::cuda::few_rows {
 
 // `bytes` bytes as words, by one load.
@@ -32,8 +33,8 @@ __device__ __forceinline__ Words load_words(const std::uint8_t* from) {
   return out;
 }
 
-// PRMT selectors of codes 8 i .. 8 i + 3 (low half) and 8 i + 4 .. 8 i + 7 (high half) of a chunk of kCodes codes
-// of kBits bits (turboquant/format.h, nibble-strided packing). Only 4-bit selectors carry a sign.
+// PRMT selectors of codes 8 i .. 8 i + 3 (low half) and 8 i + 4 .. 8 i + 7 (high half) of a chunk of kCodes
+// codes of kBits bits (turboquant/format.h, nibble-strided packing). Only 4-bit selectors carry a sign.
 template <int kCodes, int kBits>
 __device__ __forceinline__ std::uint32_t selectors(const Words& x, int i) {
   const std::uint32_t w = x.word[0];
@@ -84,8 +85,8 @@ struct KeyChunk {
   }
 };
 
-// Adds the products of the plane of kWidth coordinates from kFirst on, and of those after it. The four tiles of
-// tokens are independent chains of products: they go side by side.
+// Adds the products of the plane of kWidth coordinates from kFirst on, and of those after it. The four tiles
+// of tokens are independent chains of products: they go side by side.
 template <class S, int kBits, int kFirst>
 __device__ __forceinline__ void add_plane(const std::uint8_t* page, const Queries<S>& queries,
                                           int (&c)[4][S::kTiles][4]) {
@@ -119,7 +120,8 @@ __device__ __forceinline__ void add_plane(const std::uint8_t* page, const Querie
                           kHalf ? 0 : prmt(kTable.low, kTable.high, y >> 16)}};
 #pragma unroll
         for (int t = 0; t < S::kTiles; ++t) {
-          const std::uint32_t b0 = sign == 0 ? first[t].x : first[t].y, b1 = sign == 0 ? second[t].x : second[t].y;
+          const std::uint32_t b0 = sign == 0 ? first[t].x : first[t].y,
+                              b1 = sign == 0 ? second[t].x : second[t].y;
           if (kFirst == 0 && i == 0 && sign == 0) mma_s8_s8<true>(c[m][t], a, b0, b1);
           else mma_s8_s8<false>(c[m][t], a, b0, b1);
         }
@@ -158,8 +160,8 @@ __device__ __forceinline__ float half_bits_to_float(std::uint32_t bits) {
 
 // scores[t][j]: row q of tile t against token g + 8 j, times query_unit; before softcap and mask.
 template <class S>
-__device__ __forceinline__ void page_scores(const Params& p, const std::uint8_t* page, const Queries<S>& queries,
-                                            float (&scores)[S::kTiles][8]) {
+__device__ __forceinline__ void page_scores(const Params& p, const std::uint8_t* page,
+                                            const Queries<S>& queries, float (&scores)[S::kTiles][8]) {
   const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
   int c[4][S::kTiles][4], centre[S::kTiles][4];
   with_bits(p.a.pages.format.k_bits, [&](auto bits) { add_plane<S, bits.value, 0>(page, queries, c); });
@@ -168,16 +170,15 @@ __device__ __forceinline__ void page_scores(const Params& p, const std::uint8_t*
   const float step = half_bits_to_float(*reinterpret_cast<const std::uint16_t*>(page + p.centre_step));
 #pragma unroll
   for (int t = 0; t < S::kTiles; ++t) {
-    const float about_centre = __shfl_sync(
-        ~0u, static_cast<float>(centre[t][0] * 256 + centre[t][1]) * step * queries.unit[t], q);
+    const float about_centre =
+        __shfl_sync(~0u, static_cast<float>(centre[t][0] * 256 + centre[t][1]) * step * queries.unit[t], q);
     const float unit = queries.unit[t] * (1.0f / core::kScaleUnit);
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
       const float scale = half_bits_to_float(scales.word[j / 2] >> (16 * (j % 2)) & 0xffffu);
       const int* product = c[j / 2][t] + 2 * (j % 2);
       const float reference = __float_as_int(scale) < 0 ? 0.0f : about_centre;  // its sign: no centre
-      scores[t][j] =
-          fmaf(static_cast<float>(product[0] * 256 + product[1]), fabsf(scale) * unit, reference);
+      scores[t][j] = fmaf(static_cast<float>(product[0] * 256 + product[1]), fabsf(scale) * unit, reference);
     }
   }
 }

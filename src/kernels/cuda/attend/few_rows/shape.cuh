@@ -17,11 +17,11 @@ struct Shape {
   static constexpr int kDim = kHeadDim;
   static constexpr int kTiles = kTiles_, kSharing = kSharing_;
   static constexpr int kStreams = kWarps / kSharing;
-  static constexpr int kRows = kTiles * kTileRows;      // of a warp
-  static constexpr int kTileTotal = kRows * kSharing;   // of a row tile
-  static constexpr int kQueryWords = kDim / 16;         // registers of a query's B operand: 16 coordinates each
-  static constexpr int kSums = kDim / 8;                // coordinates of a row a lane sums: 2 of each 16
-  static constexpr int kStride = kDim + 16;             // of staged rows, in floats
+  static constexpr int kRows = kTiles * kTileRows;     // of a warp
+  static constexpr int kTileTotal = kRows * kSharing;  // of a row tile
+  static constexpr int kQueryWords = kDim / 16;  // registers of a query's B operand: 16 coordinates each
+  static constexpr int kSums = kDim / 8;         // coordinates of a row a lane sums: 2 of each 16
+  static constexpr int kStride = kDim + 16;      // of staged rows, in floats
   static constexpr bool kQueriesInShared = kTiles == 4;  // beside 16 rows of sums
   static constexpr int kQueryBytes = kQueriesInShared ? kTiles * kQueryWords * 32 * 8 : 0;  // a warp
   static constexpr int kPartFloats = kTileTotal * (kDim + 2);
@@ -38,8 +38,9 @@ constexpr ByteTable byte_table(const core::CodeTable& table) {
     int value = 0;
     if (table.bits == 4) value = table.magnitudes[code] / table.half_steps;
     else if (code < 1 << table.bits)
-      value = code < table.magnitude_count ? table.magnitudes[code]
-                                           : -static_cast<int>(table.magnitudes[code - table.magnitude_count]);
+      value = code < table.magnitude_count
+                  ? table.magnitudes[code]
+                  : -static_cast<int>(table.magnitudes[code - table.magnitude_count]);
     (code < 4 ? out.low : out.high) |= static_cast<std::uint32_t>(value & 255) << code % 4 * 8;
   }
   return out;

@@ -3,8 +3,8 @@
 
 #include "kernels/cuda/attend/few_rows/scores.cuh"
 
-// The running softmax of a warp's rows. Weights are powers of 2 relative to a tile's own maximum, so that they
-// keep 16 bits however small the tile's share is; `gain` brings them to the running maximum.
+// The running softmax of a warp's rows. Weights are powers of 2 relative to a tile's own maximum, so that
+// they keep 16 bits however small the tile's share is; `gain` brings them to the running maximum.
 namespace turboquant::kernels::cuda::few_rows {
 
 inline constexpr float kUnseen = -1e30f;         // the score of a token that a row does not see
@@ -16,8 +16,8 @@ template <class S>
 struct Running {
   float values[S::kTiles][S::kSums];  // coordinates 16 i + g and 16 i + 8 + g, at 2 i and 2 i + 1
   float maximum[S::kTiles];
-  float sum[S::kTiles];               // of weights: this lane's tokens
-  float half_steps[S::kTiles];        // of weights times scale: 4-bit values' codes mean m + 1/2
+  float sum[S::kTiles];         // of weights: this lane's tokens
+  float half_steps[S::kTiles];  // of weights times scale: 4-bit values' codes mean m + 1/2
 
   __device__ void clear() {
 #pragma unroll
@@ -69,12 +69,13 @@ struct Weights {
   float gain[S::kTiles];  // of integer sums: to running values, in table steps
 };
 
-// Turns a page's scores into weights. Slots [begin, end) of the page are its own (the fringe holds the others);
-// `position` is slot 0's.
+// Turns a page's scores into weights. Slots [begin, end) of the page are its own (the fringe holds the
+// others); `position` is slot 0's.
 template <class S>
-__device__ __forceinline__ void weigh_page(const Params& p, const std::uint8_t* page, const Queries<S>& queries,
-                                           int position, int begin, int end, float (&scores)[S::kTiles][8],
-                                           Running<S>& running, Weights<S>& out) {
+__device__ __forceinline__ void weigh_page(const Params& p, const std::uint8_t* page,
+                                           const Queries<S>& queries, int position, int begin, int end,
+                                           float (&scores)[S::kTiles][8], Running<S>& running,
+                                           Weights<S>& out) {
   const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
   const Words packed = load_words<16>(page + p.v_scales + 16 * g);
   float scales[8];
@@ -116,10 +117,12 @@ __device__ __forceinline__ void weigh_page(const Params& p, const std::uint8_t* 
     largest = __reduce_max_sync(~0u, largest);
   }
   const float top = fmaxf(__uint_as_float(largest), 1e-7f);
-  const float to_steps = __fdividef(kWeightSteps, top), from_steps = top * (1.0f / kWeightSteps / core::kScaleUnit);
+  const float to_steps = __fdividef(kWeightSteps, top),
+              from_steps = top * (1.0f / kWeightSteps / core::kScaleUnit);
 
-  // Lane (g, q) wants, for column g, weights of row g / 2 of tokens 2 q + h: those of lanes 8 q + g / 2 and + 4.
-  // Lanes of even g send high bytes first, of odd g low ones, so that two shuffles serve both kinds of columns.
+  // Lane (g, q) wants, for column g, weights of row g / 2 of tokens 2 q + h: those of lanes 8 q + g / 2 and
+  // + 4. Lanes of even g send high bytes first, of odd g low ones, so that two shuffles serve both kinds of
+  // columns.
   const int odd = g & 1, source = 8 * q + (g >> 1);
   const std::uint32_t first = odd ? 0x5410u : 0x7632u, second = odd ? 0x7632u : 0x5410u;
   Step steps[S::kTiles];
@@ -139,7 +142,8 @@ __device__ __forceinline__ void weigh_page(const Params& p, const std::uint8_t* 
         const int j = 4 * i + n;
         const float weight = exp2_approx(scores[t][j] - steps[t].tile_maximum);
         sum += weight;
-        x[n] = __float_as_uint(fmaf(weight, scales[j] * to_steps, 12582912.0f));  // 1.5 * 2^23: rounds to integer
+        x[n] = __float_as_uint(
+            fmaf(weight, scales[j] * to_steps, 12582912.0f));  // 1.5 * 2^23: rounds to integer
         total += x[n];
       }
       const std::uint32_t a = prmt(x[0], x[1], 0x5140), b = prmt(x[2], x[3], 0x5140);  // low, low, high, high
@@ -150,8 +154,9 @@ __device__ __forceinline__ void weigh_page(const Params& p, const std::uint8_t* 
     }
     out.gain[t] = steps[t].gain * from_steps;
     running.sum[t] = fmaf(running.sum[t], steps[t].keep, sum * steps[t].gain);
-    running.half_steps[t] = fmaf(running.half_steps[t], steps[t].keep,
-                                 static_cast<float>(static_cast<int>(total - 8u * 0x4B400000u)) * out.gain[t]);
+    running.half_steps[t] =
+        fmaf(running.half_steps[t], steps[t].keep,
+             static_cast<float>(static_cast<int>(total - 8u * 0x4B400000u)) * out.gain[t]);
   }
   keep_sums<S>(steps, running);
 }

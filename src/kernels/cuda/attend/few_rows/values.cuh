@@ -3,11 +3,12 @@
 
 #include "kernels/cuda/attend/few_rows/softmax.cuh"
 
-// Weights times the values of a page: A = 16 coordinates x 32 tokens of V transposed, made from packed codes; B =
-// 32 tokens x 8 columns of weights. Sums are exact integers, added to the running ones once a page.
+// Weights times the values of a page: A = 16 coordinates x 32 tokens of V transposed, made from packed codes;
+// B = 32 tokens x 8 columns of weights. Sums are exact integers, added to the running ones once a page.
 namespace turboquant::kernels::cuda::few_rows {
 
-// The units of a block of 32 coordinates (or a last one of 16) that this lane reads, for both halves of tokens.
+// The units of a block of 32 coordinates (or a last one of 16) that this lane reads, for both halves of
+// tokens.
 template <class S, int kBits, int kUnits>
 struct ValueBlock {
   Words half[2];  // 4 bits: of tokens 0 - 31 and 32 - 63; 2 bits: half[0] holds both
@@ -40,8 +41,8 @@ struct ValueBlock {
 };
 
 template <class S, int kBits, int kUnits>
-__device__ __forceinline__ void add_value_block(const std::uint8_t* area, int block, const Weights<S>& weights,
-                                                Running<S>& running) {
+__device__ __forceinline__ void add_value_block(const std::uint8_t* area, int block,
+                                                const Weights<S>& weights, Running<S>& running) {
   const ValueBlock<S, kBits, kUnits> codes(area, block, static_cast<int>(threadIdx.x & 31));
 #pragma unroll
   for (int half = 0; half < kUnits / 2; ++half) {  // tiles of 16 coordinates
@@ -57,7 +58,8 @@ __device__ __forceinline__ void add_value_block(const std::uint8_t* area, int bl
       int c[4];
       mma_s8_u8<true>(c, a[0], weights.words[t][0][0], weights.words[t][0][1]);
       mma_s8_u8<false>(c, a[1], weights.words[t][1][0], weights.words[t][1][1]);
-      running.values[t][at] = fmaf(static_cast<float>(c[0] * 256 + c[1]), weights.gain[t], running.values[t][at]);
+      running.values[t][at] =
+          fmaf(static_cast<float>(c[0] * 256 + c[1]), weights.gain[t], running.values[t][at]);
       running.values[t][at + 1] =
           fmaf(static_cast<float>(c[2] * 256 + c[3]), weights.gain[t], running.values[t][at + 1]);
     }
@@ -65,8 +67,8 @@ __device__ __forceinline__ void add_value_block(const std::uint8_t* area, int bl
 }
 
 template <class S>
-__device__ __forceinline__ void add_page_values(const Params& p, const std::uint8_t* page, const Weights<S>& weights,
-                                                Running<S>& running) {
+__device__ __forceinline__ void add_page_values(const Params& p, const std::uint8_t* page,
+                                                const Weights<S>& weights, Running<S>& running) {
   with_bits(p.a.pages.format.v_bits, [&](auto bits) {
     const std::uint8_t* area = page + p.v_codes;
 #pragma unroll

@@ -58,15 +58,14 @@ std::size_t aligned(std::size_t bytes) {
   return (bytes + kAlignment - 1) / kAlignment * kAlignment;
 }
 
-// Sizes in bytes of the workspace's three areas.
+// Sizes in bytes of the workspace's areas of parts, behind the counters.
 struct Areas {
-  std::size_t arrivals, cta_parts, warp_parts;
+  std::size_t cta_parts, warp_parts;
 };
 Areas areas_of(const Plan& plan, int kv_heads) {
   const auto ctas = static_cast<std::size_t>(plan.ctas_per_head) * static_cast<std::size_t>(kv_heads);
   const auto part = static_cast<std::size_t>(plan.footprint.part_floats) * sizeof(float);
-  return {aligned(ctas * sizeof(int)), aligned(ctas * 2 * part),
-          aligned(ctas * static_cast<std::size_t>(plan.footprint.streams) * part)};
+  return {aligned(ctas * 2 * part), aligned(ctas * static_cast<std::size_t>(plan.footprint.streams) * part)};
 }
 
 }  // namespace
@@ -83,13 +82,18 @@ Status attend(const AttendArgs& a, int most_rows, const Context& context) {
   const PageFormat& format = a.pages.format;
   const int group = a.q_heads / a.pages.kv_heads;
   // The workspace is sized for all of the call's sequences, so one config serves every launch of the call.
-  const Config config =
-      choose_config(format.head_dim, group, a.sequences.count, a.sequences.tokens);
-  const Plan plan = make_plan(format, config, a.pages.kv_heads,
-                                                  std::min(a.sequences.count, kMaxSequences), limits.value());
+  const Config config = choose_config(format.head_dim, group, a.sequences.count, a.sequences.tokens);
+  const Plan plan =
+      make_plan(format, config, a.pages.kv_heads, std::min(a.sequences.count, kMaxSequences), limits.value());
+  if (static_cast<std::size_t>(plan.ctas_per_head) * static_cast<std::size_t>(a.pages.kv_heads) *
+          sizeof(int) >
+      kCounterBytes)
+    return unsupported("kv_heads=" + std::to_string(a.pages.kv_heads) + " needs more than " +
+                       std::to_string(kCounterBytes / sizeof(int)) + " blocks");
   if (plan.stages == 0)
     return unsupported("this device's shared memory of " + std::to_string(limits.value().shared_bytes) +
-                       " bytes does not hold a page of head_dim=" + std::to_string(format.head_dim) + " a warp");
+                       " bytes does not hold a page of head_dim=" + std::to_string(format.head_dim) +
+                       " a warp");
   Params p;
   p.a = a;
   p.group = group;
@@ -112,20 +116,19 @@ Status attend(const AttendArgs& a, int most_rows, const Context& context) {
   const Areas areas = areas_of(plan, a.pages.kv_heads);
   auto* workspace = static_cast<std::uint8_t*>(a.workspace);
   p.arrivals = reinterpret_cast<int*>(workspace);
-  p.cta_parts = reinterpret_cast<float*>(workspace + areas.arrivals);
-  p.warp_parts = reinterpret_cast<float*>(workspace + areas.arrivals + areas.cta_parts);
+  p.cta_parts = reinterpret_cast<float*>(workspace + kCounterBytes);
+  p.warp_parts = reinterpret_cast<float*>(workspace + kCounterBytes + areas.cta_parts);
   return plan.instance->launch(config, p, plan.shared_bytes, context);
 }
 
 std::size_t workspace_bytes(const PageFormat& format, int kv_heads, int q_heads, int sequences,
-                                     std::int64_t tokens, const Context& context) {
+                            std::int64_t tokens, const Context& context) {
   const auto limits = device_limits(context.device.index);
   if (!limits.ok() || find_instance(format.head_dim) == nullptr) return 0;
   const auto config = choose_config(format.head_dim, q_heads / kv_heads, sequences, tokens);
-  const auto plan = make_plan(format, config, kv_heads, std::min(sequences, kMaxSequences),
-                                        limits.value());
+  const auto plan = make_plan(format, config, kv_heads, std::min(sequences, kMaxSequences), limits.value());
   const Areas areas = areas_of(plan, kv_heads);
-  return areas.arrivals + areas.cta_parts + areas.warp_parts;
+  return kCounterBytes + areas.cta_parts + areas.warp_parts;
 }
 
 }  // namespace turboquant::kernels::cuda::few_rows
