@@ -42,7 +42,9 @@ def measure_all(todo: list[rows.Row], args: argparse.Namespace, clock: timing.Cl
             pool = None
             same = [other for other in todo if other.format == row.format]
             pool = problem.Pool(row, problem.pool_pages(same), "cuda")
+        begin = time.monotonic()
         measured.append(measure.measure(row, pool, dense, clock, own_tokens=not args.history_only, full=not args.quick))
+        measured[-1]["seconds"] = round(time.monotonic() - begin, 2)
         print(report.line(report.complete(measured, todo, copy_gb_s)[-1]), flush=True)
     return report.complete(measured, todo, copy_gb_s)
 
@@ -67,7 +69,8 @@ def main() -> int:
     result = {"schema": report.SCHEMA, "benchmark": "attend_gpu_map" if args.map else "attend_gpu"} | facts.device_facts(clock)
     result |= {"commit": args.commit, "flags": sys.argv[1:], "fringe": list(rows.FRINGE)} | facts.bandwidths(clock)
     clocks = ", ".join(f"{name} {value}" for name, value in result["under_load"].items())
-    print(f"{result['device']}, {clocks}; copy {result['copy_gb_s']:.0f} GB/s, read {result['read_gb_s']:.0f} GB/s")
+    bandwidths = ", ".join(f"{name.removesuffix('_gb_s').replace('_', ' ')} {x:.0f}" for name, x in result.items() if name.endswith("_gb_s"))
+    print(f"{result['device']}, {clocks}; GB/s: {bandwidths}")
     others = facts.other_processes()
     with torch.inference_mode():
         if args.map:

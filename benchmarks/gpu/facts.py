@@ -48,10 +48,16 @@ def device_facts(clock: Clock) -> dict:
 
 
 def bandwidths(clock: Clock) -> dict:
-    """GB/s of a device-to-device copy (read and write counted) and of a sum, over 1 GiB."""
-    half = clock.buffer.numel() // 2
-    source, target = clock.buffer[:half], clock.buffer[half:]
-    size = clock.buffer.numel() * clock.buffer.element_size()
-    copy, *_ = clock.graph([lambda: target.copy_(source)], 8)
-    read, *_ = clock.graph([lambda: clock.buffer.sum()], 8)
-    return {"copy_gb_s": round(size / copy.median / 1e3, 1), "read_gb_s": round(size / read.median / 1e3, 1)}
+    """GB/s of a device-to-device copy, read and write counted, and of a sum, over most of 1 GiB.
+
+    Source and target are not a power of two apart, where both would use the same banks of memory at a time. The copy is the faster
+    one of cudaMemcpy and of an elementwise kernel.
+    """
+    elements = clock.buffer.numel() // 2 - (1 << 20)
+    source, target = clock.buffer[:elements], clock.buffer[-elements - 33 * 2048 : -33 * 2048]
+    ways = {"memcpy": lambda: target.copy_(source), "kernel": lambda: torch.mul(source, 1.0, out=target)}
+    copies = {name: 2 * 4 * elements / clock.graph([way], 8)[0].median / 1e3 for name, way in ways.items()}
+    read = 4 * clock.buffer.numel() / clock.graph([lambda: clock.buffer.sum()], 8)[0].median / 1e3
+    return {"copy_gb_s": round(max(copies.values()), 1), "read_gb_s": round(read, 1)} | {
+        f"copy_by_{name}_gb_s": round(rate, 1) for name, rate in copies.items()
+    }

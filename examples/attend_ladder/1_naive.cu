@@ -3,9 +3,11 @@
 // the scores of tokens t, t + 128, ..., then thread e the output's coordinate e. Every code is looked up by
 // the functions that define the format.
 //
-// What bounds it: instructions. A code costs some 40 of them for its address, its table and its scale, and
-// each of the 4 query heads that share a KV head decodes it again. With few sequences most of the device
-// is idle: 32 blocks a sequence, however long its history is.
+// What bounds it: instructions. A code costs 78 of them for its address, its table and its scale, and each of
+// the 4 query heads that share a KV head decodes it again. With few sequences most of the device is idle: 32
+// blocks a sequence, however long its history is.
+//
+// On an H100 16.8 ms at 32 x 11,264, 132 times a plain read of the bytes; 4.4 ms at 1 x 11,264, 800 times.
 #include "page.cuh"
 
 namespace ladder {

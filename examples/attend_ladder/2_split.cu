@@ -3,7 +3,10 @@
 // that share it, and keeps a running softmax (maximum, sum, output) that it corrects when the maximum
 // grows. A second launch merges the blocks (merge.cuh). Now a single long sequence fills the device.
 //
-// What bounds it: still instructions, 40 a code for addresses and tables, but four times fewer codes.
+// What bounds it: still instructions, 86 a code for addresses, tables and products, but four times fewer
+// codes.
+//
+// On an H100 2.9 ms at 32 x 11,264, 23 times a plain read; 0.11 ms at 1 x 11,264, 19 times.
 #include "merge.cuh"
 
 namespace ladder {

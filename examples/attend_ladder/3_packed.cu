@@ -3,9 +3,12 @@
 // at a time into 4 signed bytes; dp4a multiplies them with 4 bytes of the query. Queries and weights have 16
 // bits, so each takes two of these products: high bytes and low bytes. No address, table or scale a code.
 //
-// What bounds it: integer products. With 4 heads, two bytes, keys and values a code takes part in 8 products
-// of 4, and the decoding takes about one more instruction: 3 a code, where 2.5 is what the device can do
-// while it reads pages at its memory's speed.
+// What bounds it: instructions, and waiting for them. With 4 heads and two bytes a code takes part in 8
+// products of 4; with its decoding that is 5.3 instructions, and 5.2 are all that the device issues in the
+// time that reading takes. It issues half of that: sums for 4 heads fill the registers, so that only 12 warps
+// share an SM.
+//
+// On an H100 267 us at 32 x 11,264, 2.1 times a plain read; 28 us at 1 x 11,264, 5.1 times.
 #include "softmax.cuh"
 
 namespace ladder {

@@ -7,11 +7,14 @@
 //   values   A = 16 coordinates x 32 tokens of V    B = 32 tokens x {high, low} of 4 heads' weights
 //
 // Positive and negative keys are two products, the second with -query: a magnitude is below 128, so a permute
-// whose selector has bit 3 set gives 0, and nothing has to be negated. That leaves 0.9 (K) and 1.1 (V)
-// instructions a code and about 0.8 for everything else.
+// whose selector has bit 3 set gives 0, and nothing has to be negated. A code takes 0.9 (K) or 1.1 (V)
+// instructions to decode, and 2.1 in all.
 //
-// What bounds it: loads in flight. A warp waits for a page of its own while it has nothing else to do; the
-// library's kernel lets copies into shared memory run two or three pages ahead (docs/attend.md).
+// What bounds it: memory, and what is not overlapped with it: a warp waits for its pages while it has nothing
+// else to do, and the merge is a launch of its own. The library's kernel lets copies into shared memory run
+// ahead and merges where the last part ends (docs/attend.md).
+//
+// On an H100 143 us at 32 x 11,264, 1.13 times a plain read; 21 us at 1 x 11,264, 3.7 times.
 #include "softmax.cuh"
 
 namespace ladder {
