@@ -22,12 +22,15 @@ Call::Call(std::initializer_list<Given> tensors) {
   for (const Given& given : tensors)
     if (home == nullptr && given.tensor != nullptr && is_here(*given.tensor)) home = &given;
   if (home == nullptr) raise(invalid("no tensor is on a device of this operator"));
-  const std::string device = device_of(*home->tensor);
-  for (const Given& given : tensors)
-    if (given.tensor != nullptr && device_of(*given.tensor) != device)
-      raise(invalid(std::string(given.name) + " is on " + device_of(*given.tensor) + " but " + home->name +
-                    " on " + device + "; pass " + given.name + ".to('" + device + "')"));
   const int index = kDevice == DeviceType::kCuda ? home->tensor->get_device_index() : 0;
+  for (const Given& given : tensors) {
+    if (given.tensor == nullptr || given.tensor == home->tensor) continue;
+    if (is_here(*given.tensor) && (kDevice == DeviceType::kCpu || given.tensor->get_device_index() == index))
+      continue;
+    const std::string device = device_of(*home->tensor);
+    raise(invalid(std::string(given.name) + " is on " + device_of(*given.tensor) + " but " + home->name +
+                  " on " + device + "; pass " + given.name + ".to('" + device + "')"));
+  }
   if (kDevice == DeviceType::kCuda) guard_.emplace(index);
   context_ = context_of(index);
 }

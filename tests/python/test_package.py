@@ -2,7 +2,9 @@
 """What the installed package promises before any operator runs."""
 
 import importlib.metadata
+import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -61,6 +63,12 @@ def needed(library: Path) -> set[str]:
 
 def test_the_cpu_library_needs_nothing_of_cuda():
     assert needed(CPU_LIBRARY) == {"libtorch_cpu"}
+
+
+@pytest.mark.skipif("TQ_CUDA=OFF" in os.environ.get("CMAKE_ARGS", ""), reason="CMAKE_ARGS says so")
+def test_the_wheel_has_the_cuda_operators_where_nvcc_is():
+    nvcc = shutil.which(os.environ.get("CUDACXX", "nvcc")) or shutil.which("/usr/local/cuda/bin/nvcc")
+    assert CUDA_LIBRARY.exists() == (nvcc is not None)
 
 
 @pytest.mark.skipif(not CUDA_LIBRARY.exists(), reason="this machine has no nvcc: the wheel is without CUDA")

@@ -89,8 +89,10 @@ def test_rows_may_have_any_strides_and_alignment_but_the_last(dtype, own):
         strides = (heads * (head_dim + 1) + 2, head_dim + 1, 1)
         loose[name] = room[1:].as_strided(tight.shape, strides)
         loose[name].copy_(tight)
+    # Rows that vectors cannot be loaded from may take another kernel: as far apart as two roundings of each.
+    bound = 2 * (64 * 2 / 65278 + 4e-3 + 3 * UNIT[dtype])
     for a, b in zip(paged.attend(), paged.but(**loose).attend()):
-        assert torch.equal(a, b)
+        assert (a.float() - b.float()).abs().max() <= bound * float(paged.arguments["values"].float().abs().max())
     pages = [paged.arguments["pages"].clone() for _ in range(2)]
     fringes = [paged.arguments["fringe"].clone() for _ in range(2)]
     paged.but(pages=pages[0], fringe=fringes[0]).encode()
