@@ -111,6 +111,40 @@ TEST(AttendOdd, GivesNanOnlyToQueriesThatSeeANanTokenOfTheHistory) {
     }
 }
 
+TEST(AttendOdd, LeavesItsWorkspaceReadyForCallsOfEveryKind) {
+  Shape shape;
+  shape.format = {128, 4, 4};
+  shape.sequences = 4;
+  shape.max_pages = 20;
+  World world(shape);
+  world.append(kernels::kReference, world.random_call({1100, 30, 0, 300}));
+  DeviceWorld shared(world);
+  // Decoding, a few rows, chunks, and what tensor cores do not take; the largest first makes the workspace.
+  const std::pair<std::vector<int>, DType> kinds[] = {
+      {{90, 70, 2, 1}, DType::kF32}, {{1, 1, 1, 1}, DType::kBF16}, {{90, 0, 2, 33}, DType::kBF16},
+      {{5, 2, 0, 1}, DType::kF16},   {{0, 0, 0, 7}, DType::kF32},  {{64, 64, 1, 0}, DType::kF16}};
+  std::vector<DeviceCall> calls;
+  std::vector<std::vector<std::uint8_t>> expected;
+  for (const auto& [counts, dtype] : kinds) {
+    calls.emplace_back(world.random_call(counts), dtype);
+    DeviceWorld alone(world);
+    expected.push_back(attend_on_device(alone, calls.back()).out.download());
+  }
+  const auto bytes_of = [&](const DeviceCall& call) {
+    return attend_workspace_bytes(shape.format, shape.kv_heads, shared.q_heads(), 4, call.tokens,
+                                  shared.context());
+  };
+  std::size_t bytes = 0;
+  for (const DeviceCall& call : calls) bytes = std::max(bytes, bytes_of(call));
+  shared.workspace = DeviceArray<std::uint8_t>(bytes);
+  shared.workspace.fill_bytes(0);
+  for (int turn = 0; turn < 40; ++turn) {
+    const std::size_t kind = world.rng() % calls.size();
+    EXPECT_EQ(attend_on_device(shared, calls[kind]).out.download(), expected[kind])
+        << "turn " << turn << ", kind " << kind;
+  }
+}
+
 TEST(AttendOdd, FollowsAPageTableInAnyOrder) {
   Shape shape;
   shape.format = {128, 4, 4};

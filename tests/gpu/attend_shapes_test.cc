@@ -90,6 +90,21 @@ TEST(Attend, AgreesOnABatchOfManyShortSequences) {
   expect_attend(shape, {history}, std::vector<int>(200, 1), "200 sequences", DType::kBF16);
 }
 
+TEST(Attend, AgreesOnThousandsOfSequences) {
+  for (const int sequences : {1024, 4100}) {
+    Shape shape;
+    shape.format = {64, 4, 4};
+    shape.kv_heads = 1;
+    shape.group = 4;
+    shape.sequences = sequences;
+    shape.max_pages = 2;
+    std::vector<int> history;
+    for (int i = 0; i < sequences; ++i) history.push_back(i * 37 % 90);
+    expect_attend(shape, {history}, std::vector<int>(World::n(sequences), 1),
+                  std::to_string(sequences) + " sequences", DType::kBF16);
+  }
+}
+
 TEST(Attend, AgreesOnALongHistory) {
   for (const int group : {1, 4, 8}) {
     Shape shape;
