@@ -27,10 +27,11 @@ if(NOT TQ_HAS_CUDA)
 endif()
 
 # Not `native`: that gives 90 where the kernels want what only 90a has.
-if(NOT CMAKE_CUDA_ARCHITECTURES)
+if(NOT CMAKE_CUDA_ARCHITECTURES AND NOT DEFINED ENV{CUDAARCHS})
   execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
     OUTPUT_VARIABLE capabilities ERROR_QUIET OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE no_gpu)
   string(REGEX MATCHALL "[0-9]+\\.[0-9]" capabilities "${capabilities}")
+  list(FILTER capabilities EXCLUDE REGEX "^[1-7]\\.")  # older than any kernel of ours runs on
   if(no_gpu OR NOT capabilities)
     set(capabilities 9.0)
   endif()
