@@ -19,7 +19,12 @@ struct DeviceLimits {
 };
 Result<DeviceLimits> device_limits(int device);
 
+// A call of the runtime that failed, which the runtime then forgets: the program's next check is not ours.
 inline Status device_error(const char* what, cudaError_t error) {
+  cudaGetLastError();
+  if (error == cudaErrorNoKernelImageForDevice)
+    return unsupported(std::string(what) +
+                       " was not compiled for this device; build with its -DCMAKE_CUDA_ARCHITECTURES");
   return Error{Code::kDevice, std::string(what) + ": " + cudaGetErrorString(error)};
 }
 

@@ -31,11 +31,9 @@ class CurrentDevice {
 template <auto verb, class Args>
 Status on_device(const Args& args, const Context& context) {
   const CurrentDevice current(context.device.index);
-  if (current.error() != cudaSuccess) {
-    cudaGetLastError();  // ours alone: a later launch must not report it
+  if (current.error() != cudaSuccess)
     return cuda::device_error(("CUDA device " + std::to_string(context.device.index)).c_str(),
                               current.error());
-  }
   return verb(args, context);
 }
 
