@@ -6,15 +6,19 @@
 namespace turboquant::gpu {
 namespace {
 
+// 16-bit calls go to the tensor cores' kernels, fp32 ones to the one for everything.
+constexpr DType kKinds[] = {DType::kBF16, DType::kF32};
+
 TEST(AttendOdd, SeesNothingOfAnEmptySequence) {
   World world({});
   DeviceWorld device(world);
-  for (const int queries : {1, 2, 33}) {
-    const DeviceCall call(world.random_call({queries, 2}), DType::kF32);
-    const DeviceAttended got = attend_on_device(device, call, {.history_only = true});
-    for (const float x : got.out_floats()) ASSERT_EQ(x, 0.0f) << queries;
-    for (const float x : got.lse.download()) ASSERT_EQ(x, -INFINITY) << queries;
-  }
+  for (const DType dtype : kKinds)
+    for (const int queries : {1, 2, 33}) {
+      const DeviceCall call(world.random_call({queries, 2}), dtype);
+      const DeviceAttended got = attend_on_device(device, call, {.history_only = true});
+      for (const float x : got.out_floats()) ASSERT_EQ(x, 0.0f) << queries;
+      for (const float x : got.lse.download()) ASSERT_EQ(x, -INFINITY) << queries;
+    }
 }
 
 // What no position owns becomes NaN: the scales of unused slots, and pages without any position.
@@ -42,7 +46,7 @@ TEST(AttendOdd, NeverReadsSlotsBeyondTheLength) {
       World world(shape);
       world.append(kernels::kReference, world.random_call({70, 130}));
       DeviceWorld device(world);
-      const DeviceCall call(world.random_call(own), DType::kBF16);
+      const DeviceCall call(world.random_call(own), own[0] == 4 ? DType::kF32 : DType::kBF16);
       const DeviceAttended before = attend_on_device(device, call);
       poison(world);
       device.upload(world);
@@ -59,17 +63,24 @@ TEST(AttendOdd, NeverReadsPageTableEntriesBeyondTheLength) {
   World world(shape);
   world.append(kernels::kReference, world.random_call({70, 130}));
   DeviceWorld device(world);
-  const DeviceCall call(world.random_call({1, 3}), DType::kF32);
-  const auto before = attend_on_device(device, call).out.download();
+  std::vector<DeviceCall> calls;
+  std::vector<std::vector<std::uint8_t>> before;
+  for (const DType dtype : kKinds)
+    for (const std::vector<int>& own : {std::vector{1, 1}, {40, 3}}) {
+      calls.emplace_back(world.random_call(own), dtype);
+      before.push_back(attend_on_device(device, calls.back()).out.download());
+    }
   for (int i = 0; i < 2; ++i)
     for (int page = (world.lengths[World::n(i)] + 63) / 64; page < shape.max_pages; ++page)
       world.table[World::n(i * shape.max_pages + page)] = 0x7ffffff0;
   device.upload(world);
-  EXPECT_EQ(before, attend_on_device(device, call).out.download());
+  for (std::size_t i = 0; i < calls.size(); ++i)
+    EXPECT_EQ(before[i], attend_on_device(device, calls[i]).out.download()) << i;
 }
 
 TEST(AttendOdd, GivesNanOnlyToQueriesThatSeeANanTokenOfTheCall) {
-  for (const int tokens : {6, 40}) {
+  for (const auto& [tokens, dtype] :
+       {std::pair{6, DType::kBF16}, {40, DType::kBF16}, {6, DType::kF32}, {40, DType::kF32}}) {
     Shape shape;
     shape.sequences = 1;
     World world(shape);
@@ -78,7 +89,7 @@ TEST(AttendOdd, GivesNanOnlyToQueriesThatSeeANanTokenOfTheCall) {
     for (int e = 0; e < shape.kv_heads * 64; ++e)
       call.values[World::n(3 * shape.kv_heads * 64 + e)] = NAN;  // token 3
     DeviceWorld device(world);
-    const std::vector<float> out = attend_on_device(device, DeviceCall(call, DType::kF32)).out_floats();
+    const std::vector<float> out = attend_on_device(device, DeviceCall(call, dtype)).out_floats();
     const std::size_t row = World::n(world.q_heads() * 64);
     for (std::size_t i = 0; i < out.size(); ++i)
       ASSERT_EQ(std::isnan(out[i]), i / row >= 3) << tokens << " tokens, " << place(world, i);
@@ -86,29 +97,33 @@ TEST(AttendOdd, GivesNanOnlyToQueriesThatSeeANanTokenOfTheCall) {
 }
 
 TEST(AttendOdd, GivesNanOnlyToQueriesThatSeeANanTokenOfTheHistory) {
-  for (const bool in_fringe : {false, true})
-    for (const int queries : {1, 30}) {
-      Shape shape;
-      shape.sequences = 2;
-      shape.fringe_recent = in_fringe ? 8 : 0;
-      World world(shape);
-      auto history = world.random_call({100, 100});
-      for (int e = 0; e < shape.kv_heads * 64; ++e)
-        history.keys[World::n(95 * shape.kv_heads * 64 + e)] = NAN;  // of sequence 0
-      world.append(kernels::kReference, history);
-      DeviceWorld device(world);
-      const World::Call call = world.random_call({queries, queries});
-      for (const int window : {0, 5}) {
-        const Options options{.window = window};
-        const World::Attended expected = attend_on_host(world, call, options);
-        const std::vector<float> out =
-            attend_on_device(device, DeviceCall(call, DType::kF32), options).out_floats();
+  for (int mode = 0; mode < 8; ++mode) {
+    const bool in_fringe = (mode & 1) != 0, in_key = (mode & 2) != 0;
+    const int queries = (mode & 4) != 0 ? 30 : 1;
+    Shape shape;
+    shape.sequences = 2;
+    shape.fringe_recent = in_fringe ? 8 : 0;
+    World world(shape);
+    auto history = world.random_call({100, 100});
+    for (int e = 0; e < shape.kv_heads * 64; ++e)
+      (in_key ? history.keys : history.values)[World::n(95 * shape.kv_heads * 64 + e)] =
+          NAN;  // of sequence 0
+    world.append(kernels::kReference, history);
+    DeviceWorld device(world);
+    const World::Call call = world.random_call({queries, queries});
+    for (const int window : {0, 5}) {
+      const Options options{.window = window};
+      const World::Attended expected = attend_on_host(world, call, options);
+      for (const DType dtype : kKinds) {
+        const auto out = attend_on_device(device, DeviceCall(call, dtype), options).out_floats();
         for (std::size_t i = 0; i < out.size(); ++i)
           ASSERT_EQ(std::isnan(out[i]), std::isnan(expected.out[i]))
-              << (in_fringe ? "fringe, " : "page, ") << queries << " queries, window " << window << ", "
+              << (in_fringe ? "fringe, " : "page, ") << (in_key ? "key, " : "value, ") << queries
+              << " queries, window " << window << ", " << turboquant::name_of(dtype) << ", "
               << place(world, i);
       }
     }
+  }
 }
 
 TEST(AttendOdd, LeavesItsWorkspaceReadyForCallsOfEveryKind) {
@@ -153,7 +168,9 @@ TEST(AttendOdd, FollowsAPageTableInAnyOrder) {
   world.append(kernels::kReference, world.random_call({900, 700}));
   DeviceWorld device(world);
   const World::Call call = world.random_call({1, 2});
-  const auto before = attend_on_device(device, DeviceCall(call, DType::kF32)).out.download();
+  std::vector<std::vector<std::uint8_t>> before;
+  for (const DType dtype : kKinds)
+    before.push_back(attend_on_device(device, DeviceCall(call, dtype)).out.download());
   const World old = world;
   std::shuffle(world.table.begin(), world.table.end(), world.rng);
   const std::size_t page = shape.format.page_bytes() * World::n(shape.kv_heads);
@@ -161,7 +178,8 @@ TEST(AttendOdd, FollowsAPageTableInAnyOrder) {
     std::copy_n(old.page_bytes.data() + World::n(old.table[entry]) * page, page,
                 world.page_bytes.data() + World::n(world.table[entry]) * page);
   device.upload(world);
-  EXPECT_EQ(before, attend_on_device(device, DeviceCall(call, DType::kF32)).out.download());
+  for (std::size_t i = 0; i < before.size(); ++i)
+    EXPECT_EQ(before[i], attend_on_device(device, DeviceCall(call, kKinds[i])).out.download());
 }
 
 }  // namespace

@@ -12,56 +12,65 @@ std::vector<float> sinks_of(const Shape& shape) {
   return sinks;
 }
 
+// 16-bit calls go to the tensor cores' kernels, fp32 ones to the one for everything.
+constexpr DType kKinds[] = {DType::kF16, DType::kF32};
+
+void expect_fringe(int first, int recent, int length, int queries, DType dtype) {
+  Shape shape;
+  shape.format = {128, 4, 4};
+  shape.fringe_first = first;
+  shape.fringe_recent = recent;
+  World world(shape);
+  world.append(kernels::kReference, world.random_call({length, 1}));
+  world.append(kernels::kReference, world.random_call({1, 9}));
+  DeviceWorld device(world);
+  const std::string what = "fringe " + std::to_string(first) + "+" + std::to_string(recent) + " of " +
+                           std::to_string(length) + ", " + std::to_string(queries) + " queries, " +
+                           turboquant::name_of(dtype);
+  if (!expect_attend(world, device, world.random_call({queries, 1}), what, dtype)) return;
+  world.lengths[0] = std::max(0, world.lengths[0] - 5);  // truncated: the recent part starts late
+  world.recent_starts[0] = world.lengths[0];
+  device.upload(world);
+  if (!expect_attend(world, device, world.random_call({queries, 1}), what + ", truncated", dtype)) return;
+  world.append(kernels::kReference, world.random_call({2, 0}));
+  device.upload(world);
+  expect_attend(world, device, world.random_call({queries, 1}), what + ", grown again", dtype);
+}
+
 TEST(AttendOptions, AgreesWithEveryFringe) {
   for (const auto& [first, recent] :
        std::vector<std::pair<int, int>>{{4, 28}, {0, 5}, {3, 0}, {70, 130}, {1, 1}, {0, 64}})
     for (const int length : {1, 3, 30, 64, 250})
-      for (const int queries : {1, 20}) {
-        Shape shape;
-        shape.format = {128, 4, 4};
-        shape.fringe_first = first;
-        shape.fringe_recent = recent;
-        World world(shape);
-        world.append(kernels::kReference, world.random_call({length, 1}));
-        world.append(kernels::kReference, world.random_call({1, 9}));
-        DeviceWorld device(world);
-        const std::string what = "fringe " + std::to_string(first) + "+" + std::to_string(recent) + " of " +
-                                 std::to_string(length) + ", " + std::to_string(queries) + " queries";
-        if (!expect_attend(world, device, world.random_call({queries, 1}), what)) return;
-        world.lengths[0] = std::max(0, world.lengths[0] - 5);  // truncated: the recent part starts late
-        world.recent_starts[0] = world.lengths[0];
-        device.upload(world);
-        if (!expect_attend(world, device, world.random_call({queries, 1}), what + ", truncated")) return;
-        world.append(kernels::kReference, world.random_call({2, 0}));
-        device.upload(world);
-        if (!expect_attend(world, device, world.random_call({queries, 1}), what + ", grown again")) return;
-      }
+      for (const int queries : {1, 20})
+        for (const DType dtype : kKinds) {
+          expect_fringe(first, recent, length, queries, dtype);
+          if (HasFailure()) return;
+        }
 }
 
 TEST(AttendOptions, AgreesWithWindowSoftcapSinksAndPadding) {
-  for (const int window : {0, 1, 10, 64, 100, 1000})
-    for (const float softcap : {0.0f, 5.0f})
-      for (const bool sinks : {false, true})
-        for (const std::vector<int>& own : {std::vector{30, 80}, {1, 1}, {1, 3}}) {
-          Shape shape;
-          shape.format = {128, 4, 4};
-          shape.starts = {7, 90};
-          shape.fringe_first = 4;
-          shape.fringe_recent = 20;
-          World world(shape);
-          world.append(kernels::kReference, world.random_call({180, 180}));
-          DeviceWorld device(world);
-          Options options{.window = window, .softcap = softcap};
-          if (sinks) options.sinks = sinks_of(shape);
-          const std::string what = "window " + std::to_string(window) + ", softcap " +
-                                   std::to_string(softcap) + (sinks ? ", sinks, " : ", ") +
-                                   std::to_string(own[0]) + " queries";
-          if (!expect_attend(world, device, world.random_call(own), what, DType::kF32, options)) return;
-          options.history_only = true;
-          if (!expect_attend(world, device, world.random_call(own), what + ", history only", DType::kF32,
-                             options))
-            return;
-        }
+  Shape shape;
+  shape.format = {128, 4, 4};
+  shape.starts = {7, 90};
+  shape.fringe_first = 4;
+  shape.fringe_recent = 20;
+  World world(shape);
+  world.append(kernels::kReference, world.random_call({180, 180}));
+  DeviceWorld device(world);
+  for (const DType dtype : kKinds)
+    for (const int window : {0, 1, 10, 64, 100, 1000})
+      for (const float softcap : {0.0f, 5.0f})
+        for (const bool sinks : {false, true})
+          for (const std::vector<int>& own : {std::vector{30, 80}, {1, 1}, {1, 3}})
+            for (const bool history_only : {false, true}) {
+              Options options{.window = window, .softcap = softcap, .history_only = history_only};
+              if (sinks) options.sinks = sinks_of(shape);
+              const std::string what = "window " + std::to_string(window) + ", softcap " +
+                                       std::to_string(softcap) + (sinks ? ", sinks, " : ", ") +
+                                       std::to_string(own[0]) + "+" + std::to_string(own[1]) + " queries, " +
+                                       turboquant::name_of(dtype) + (history_only ? ", history only" : "");
+              if (!expect_attend(world, device, world.random_call(own), what, dtype, options)) return;
+            }
 }
 
 TEST(AttendOptions, AgreesWithoutTokensOfTheCallsOwn) {
@@ -88,17 +97,19 @@ TEST(AttendOptions, LeavesTheLseOutWhenNobodyAsks) {
   World world({});
   world.append(kernels::kReference, world.random_call({100, 3}));
   DeviceWorld device(world);
-  const World::Call call = world.random_call({1, 2});
-  const DeviceCall there(call, DType::kF32);
-  const std::vector<float> with = attend_on_device(device, there).out_floats();
-  AttendArgs a = device.attend_args(there);
-  device.set_workspace(a);
-  const DeviceAttended without = device.outputs(a, DType::kF32);
-  a.lse = nullptr;
-  ASSERT_TRUE(attend(a, device.context()).ok());
-  device.stream.wait();
-  EXPECT_EQ(with, without.out_floats());
-  for (const float x : without.lse.download()) EXPECT_TRUE(std::isnan(x));
+  for (const DType dtype : kKinds)
+    for (const int queries : {1, 50}) {
+      const DeviceCall there(world.random_call({queries, 2}), dtype);
+      const auto with = attend_on_device(device, there).out.download();
+      AttendArgs a = device.attend_args(there);
+      device.set_workspace(a);
+      const DeviceAttended without = device.outputs(a, dtype);
+      a.lse = nullptr;
+      ASSERT_TRUE(attend(a, device.context()).ok());
+      device.stream.wait();
+      EXPECT_EQ(with, without.out.download());
+      for (const float x : without.lse.download()) EXPECT_TRUE(std::isnan(x));
+    }
 }
 
 }  // namespace
