@@ -95,11 +95,12 @@ gpu-test-python: gpu-build
 gpu-sanitize: gpu-build
 	@tools/gpu_sanitize.sh build/cuda/tests/gpu/turboquant_gpu_tests
 
+# As gpu-build, without the tests and thus without GoogleTest.
 gpu-bench gpu-map:
-	cmake -S . -B build/gpu-bench -DCMAKE_BUILD_TYPE=Release -DTQ_CUDA=ON -DTQ_BUILD_TORCH=ON -DTQ_BUILD_TESTS=OFF -DTQ_BUILD_TOOLS=OFF \
-	  -DTQ_INSTALL=OFF -DPython_EXECUTABLE=$(abspath $(shell command -v $(GPU_PYTHON)))
-	cmake --build build/gpu-bench
-	$(GPU_PYTHON) benchmarks/attend_gpu.py --libraries build/gpu-bench --commit $(COMMIT) $(if $(filter gpu-map,$@),--map) \
+	cmake --preset cuda -DTQ_BUILD_GPU_TESTS=OFF -DTQ_BUILD_TORCH=ON -DPython_EXECUTABLE=$(abspath $(shell command -v $(GPU_PYTHON))) $(GPU_CMAKE_ARGS)
+	cmake --build --preset cuda
+	@mkdir -p build/gpu-bench
+	$(GPU_PYTHON) benchmarks/attend_gpu.py --libraries build/cuda/bindings --commit $(COMMIT) $(if $(filter gpu-map,$@),--map) \
 	  --json build/gpu-bench/attend_$(subst -bench,,$(subst -map,_map,$@)).json $(GPU_BENCH_ARGS)
 
 gpu-ladder:
