@@ -25,7 +25,7 @@ static_assert(kRows * kMaxPageHeadDim / 16 == kMaxItems * kThreads);
 // Dynamic shared memory; rows of an odd number of float4, so that rows lie in different banks.
 struct Tile {
   int d, pitch;
-  float *queries, *keys, *values, *weights, *factors, *tables;
+  float *queries, *keys, *values, *weights, *factors, *tables, *scales;
 
   __device__ explicit Tile(int head_dim) : d(head_dim), pitch(head_dim + 4) {
     extern __shared__ __align__(16) float any_dim_shared[];
@@ -35,11 +35,12 @@ struct Tile {
     weights = values + kTokens * d;       // [kTokens][kRows]
     factors = weights + kTokens * kRows;  // [kRows]
     tables = factors + kRows;             // [2][16]: keys, values; a code's T / 64
+    scales = tables + 32;                 // [2][kTokens]
   }
 };
 std::size_t shared_bytes(int d) {
   return sizeof(float) *
-         static_cast<std::size_t>(2 * kRows * (d + 4) + kTokens * d + kTokens * kRows + kRows + 32);
+         static_cast<std::size_t>(2 * kRows * (d + 4) + kTokens * d + kTokens * kRows + kRows + 64);
 }
 
 // A row's running softmax, the same in the 8 lanes that own the row; sums of values are elsewhere.
@@ -76,51 +77,86 @@ __device__ float half_at(const std::uint8_t* area, int index) {
   return __half2float(reinterpret_cast<const __half*>(area)[index]);
 }
 
-__device__ int code_bits(const std::uint8_t* area, core::CodePosition at, int b) {
-  return area[at.byte] >> at.shift & ((1 << b) - 1);
-}
-// core::read_code on the device, of a K area (position = core::key_position) or a V area.
-template <class Position>
-__device__ int read_code(const std::uint8_t* area, Position position, int d, int bits, int t, int e) {
-  if (bits != 3) return code_bits(area, position(d, bits, t, e), bits);
-  return code_bits(area, position(d, 2, t, e), 2) | code_bits(area + 16 * d, position(d, 1, t, e), 1) << 2;
-}
+// The codes of coordinate e of a page, of tokens first .. first + 15. Where they lie: core/layout.h; a 3-bit
+// code's sign is in an area of its own.
+struct KeyCodes {
+  const std::uint8_t *low, *high;  // of token `first`; high: the signs of 3 bits, else null
+  int low_shift, high_shift, low_step, high_step, mask;
 
-// Threads that share a coordinate take every `groups`-th token.
+  __device__ KeyCodes(const std::uint8_t* area, int d, int bits, int first, int e) {
+    const int width = core::plane_of(d, e).width, b = bits == 3 ? 2 : bits;
+    const core::CodePosition at = core::key_position(d, b, first, e),
+                             sign = core::key_position(d, 1, first, e);
+    low = area + at.byte, low_shift = at.shift, low_step = width * b / 8, mask = (1 << b) - 1;
+    high = bits == 3 ? area + 16 * d + sign.byte : nullptr, high_shift = sign.shift, high_step = width / 8;
+  }
+  __device__ int at(int t) const {
+    const int code = low[t * low_step] >> low_shift & mask;
+    return high == nullptr ? code : code | (high[t * high_step] >> high_shift & 1) << 2;
+  }
+};
+struct ValueCodes {
+  const std::uint8_t* area;
+  int d, bits, first, unit, units;  // unit of q = 0; units from q to q + 1
+
+  __device__ ValueCodes(const std::uint8_t* codes, int dim, int width, int token, int e)
+      : area(codes), d(dim), bits(width), first(token), unit(static_cast<int>(core::value_unit(dim, e, 0))) {
+    units = dim - e / 32 * 32 >= 32 ? 4 : 2;
+  }
+  // Bits of the 16 codes c = 8 i + 4 h + n that a unit holds in nibbles c % (4 b).
+  __device__ int bits_at(const std::uint8_t* from, int b, int u, int c) const {
+    const int nibble = u * 4 * b + (c & (4 * b - 1));
+    return from[nibble >> 1] >> ((nibble & 1) * 4 + c / (4 * b) * b) & ((1 << b) - 1);
+  }
+  __device__ int at(int t) const {
+    const int token = first + t, i = token >> 5, c = 8 * i + 4 * (token & 1) + (token >> 3 & 3);
+    const int u = unit + units * (token >> 1 & 3);
+    if (bits == 4) {
+      const int nibble = (4 * d * i + u) * 8 + (c & 7);
+      return area[nibble >> 1] >> (nibble & 1) * 4 & 15;
+    }
+    const int code = bits_at(area, 2, u, c);
+    return bits == 2 ? code : code | bits_at(area + 16 * d, 1, u, c) << 2;
+  }
+};
+
+// Calls body(e, t, step) for each coordinate: it does tokens t, t + step, ..
 template <class Body>
-__device__ void for_each_element(int d, Body body) {
+__device__ void for_each_coordinate(int d, Body body) {
   const int thread = static_cast<int>(threadIdx.x), groups = d < kThreads ? kThreads / d : 1;
-  if (groups > 1 && thread >= groups * d) return;
-  for (int e = groups > 1 ? thread % d : thread; e < d; e += kThreads)
-    for (int t = groups > 1 ? thread / d : 0; t < kTokens; t += groups) body(t, e);
+  if (groups == 1)
+    for (int e = thread; e < d; e += kThreads) body(e, 0, 1);
+  else if (thread < groups * d) body(thread % d, thread / d, groups);
 }
 
-// Slots first .. first + 15 of a page.
+// Slots first .. first + 15 of a page; those outside [begin, end) become 0. A key's scale and sign bit lie
+// in tile.scales at [t], a value's scale at [16 + t].
 __device__ bool decode_page(const std::uint8_t* page, const PageFormat& format, int first, int begin, int end,
                             const Tile& tile) {
-  const int d = tile.d;
+  const int d = tile.d, thread = static_cast<int>(threadIdx.x);
+  if (thread < 2 * kTokens) {
+    const int slot = first + (thread & 15);
+    const std::uint8_t* scales =
+        page + (thread < kTokens ? format.k_scales_offset() : format.v_scales_offset());
+    tile.scales[thread] = slot >= begin && slot < end ? half_at(scales, core::scale_index(slot)) : 0.0f;
+  }
+  __syncthreads();
   const float step = half_at(page + format.centre_step_offset(), 0);
   const auto* centre = reinterpret_cast<const std::int8_t*>(page + format.centre_offset());
-  const auto keys = [](int dim, int b, int t, int e) { return core::key_position(dim, b, t, e); };
-  const auto values = [](int dim, int b, int t, int e) { return core::value_position(dim, b, t, e); };
-  bool finite = true;
-  for_each_element(d, [&](int t, int e) {
-    const int slot = first + t, scale = core::scale_index(slot);
-    float key = 0.0f, value = 0.0f;
-    if (slot >= begin && slot < end) {
-      const float k = half_at(page + format.k_scales_offset(), scale);
-      const float v = half_at(page + format.v_scales_offset(), scale);
-      const float reference = signbit(k) ? 0.0f : step * static_cast<float>(centre[e]);
-      const int k_code = read_code(page, keys, d, format.k_bits, slot, e);
-      const int v_code = read_code(page + format.v_codes_offset(), values, d, format.v_bits, slot, e);
-      key = reference + fabsf(k) * tile.tables[k_code];
-      value = v * tile.tables[16 + v_code];
+  for_each_coordinate(d, [&](int e, int from, int by) {
+    const KeyCodes k_codes(page, d, format.k_bits, first, e);
+    const ValueCodes v_codes(page + format.v_codes_offset(), d, format.v_bits, first, e);
+    const float c = step * static_cast<float>(centre[e]);
+#pragma unroll 4
+    for (int t = from; t < kTokens; t += by) {
+      const float k = tile.scales[t], v = tile.scales[kTokens + t];
+      const bool exists = first + t >= begin && first + t < end;
+      const float reference = signbit(k) || !exists ? 0.0f : c;
+      tile.keys[t * tile.pitch + e] = reference + fabsf(k) * tile.tables[k_codes.at(t)];
+      tile.values[t * d + e] = v * tile.tables[16 + v_codes.at(t)];
     }
-    tile.keys[t * tile.pitch + e] = key;
-    tile.values[t * d + e] = value;
-    finite = finite && isfinite(value);
   });
-  return finite;
+  return thread >= 2 * kTokens || isfinite(tile.scales[thread]);
 }
 
 // Slots first .. first + 15 of a tile of the fringe or of the call's own tokens.
@@ -128,13 +164,16 @@ template <class KeyAt, class ValueAt>
 __device__ bool load_tokens(const Rows& keys, const Rows& values, int first, int end, const Tile& tile,
                             KeyAt key_at, ValueAt value_at) {
   bool finite = true;
-  for_each_element(tile.d, [&](int t, int e) {
-    const bool exists = first + t < end;
-    const float value = exists ? load_element(values.dtype, values.data, value_at(first + t) + e) : 0.0f;
-    tile.keys[t * tile.pitch + e] =
-        exists ? load_element(keys.dtype, keys.data, key_at(first + t) + e) : 0.0f;
-    tile.values[t * tile.d + e] = value;
-    finite = finite && isfinite(value);
+  for_each_coordinate(tile.d, [&](int e, int from, int by) {
+#pragma unroll 4
+    for (int t = from; t < kTokens; t += by) {
+      const bool exists = first + t < end;
+      const float value = exists ? load_element(values.dtype, values.data, value_at(first + t) + e) : 0.0f;
+      tile.keys[t * tile.pitch + e] =
+          exists ? load_element(keys.dtype, keys.data, key_at(first + t) + e) : 0.0f;
+      tile.values[t * tile.d + e] = value;
+      finite = finite && isfinite(value);
+    }
   });
   return finite;
 }
@@ -236,7 +275,7 @@ __device__ void add_values(const AttendArgs& a, const Work& w, const TileSpan& s
 #pragma unroll
   for (int k = 0; k < kMaxItems; ++k) {
     const Block block = block_of(k, tile.d);
-    if (!block.exists) break;
+    if (!block.exists) continue;
 #pragma unroll
     for (int r = 0; r < 4; ++r)
 #pragma unroll
@@ -268,9 +307,11 @@ __device__ void unrotate(const AttendArgs& a, const Work& w, const Tile& tile,
 #pragma unroll
   for (int k = 0; k < kMaxItems; ++k) {
     const Block block = block_of(k, tile.d);
-    for (int r = 0; r < 4 && block.exists; ++r)
+#pragma unroll
+    for (int r = 0; r < 4; ++r)
+#pragma unroll
       for (int c = 0; c < 4; ++c)
-        tile.keys[(block.row + r) * tile.pitch + block.coordinate + c] = sums[k][r][c];
+        if (block.exists) tile.keys[(block.row + r) * tile.pitch + block.coordinate + c] = sums[k][r][c];
   }
   __syncthreads();
   rotate_rows(a, tile.keys, tile, true);
@@ -374,7 +415,7 @@ int choose_splits(std::int64_t ctas, int sm_count) {
   return static_cast<int>(std::clamp<std::int64_t>(wanted, 1, kMaxSplits));
 }
 std::int64_t most_tiles(int group, int sequences, std::int64_t tokens) {
-  return tokens * group / kRows + std::min<std::int64_t>(sequences, tokens * group);
+  return (tokens * group + std::min<std::int64_t>(sequences, tokens * group) * (kRows - 1)) / kRows;
 }
 
 }  // namespace

@@ -6,7 +6,7 @@ namespace turboquant::kernels::cuda {
 namespace {
 
 constexpr int kWarps = 4;
-constexpr int kMaxChunks = kMaxPageHeadDim / 32;
+constexpr int kMaxChunks = kMaxPageHeadDim / 128;  // of 4 coordinates a lane
 
 // The sequence of a row of the call.
 __device__ int sequence_of(const Sequences& sequences, std::int64_t token) {
@@ -33,23 +33,31 @@ __global__ void __launch_bounds__(32 * kWarps) merge_kernel(AttendArgs a, int mi
   float largest = -INFINITY, sum = 0.0f;
   for (int split = 0; split < partials.splits; ++split)
     largest = fmaxf(largest, partials.softmax(split, row)->x);
-  float total[kMaxChunks] = {};
+  float4 total[kMaxChunks] = {};
   for (int split = 0; split < partials.splits; ++split) {
     const float2 end = *partials.softmax(split, row);
     if (end.y == 0.0f) continue;  // saw nothing
     const float factor = exp2f(end.x - largest);
     sum += factor * end.y;
-    const float* from = partials.sums(split, row, d);
+    const auto* from = reinterpret_cast<const float4*>(partials.sums(split, row, d));
 #pragma unroll
-    for (int k = 0; k < kMaxChunks; ++k)
-      if (32 * k + lane < d) total[k] += factor * from[32 * k + lane];
+    for (int k = 0; k < kMaxChunks; ++k) {
+      if (128 * k + 4 * lane >= d) break;
+      const float4 x = from[32 * k + lane];
+      total[k].x += factor * x.x, total[k].y += factor * x.y;
+      total[k].z += factor * x.z, total[k].w += factor * x.w;
+    }
   }
   const Ending ending = end_row(a, head, largest, sum);
   const std::int64_t at = row_at(a.out, token, head);
 #pragma unroll
-  for (int k = 0; k < kMaxChunks; ++k)
-    if (32 * k + lane < d)
-      store_element(a.out.dtype, a.out.data, at + 32 * k + lane, total[k] * ending.normal);
+  for (int k = 0; k < kMaxChunks; ++k) {
+    if (128 * k + 4 * lane >= d) break;
+    const float values[4] = {total[k].x, total[k].y, total[k].z, total[k].w};
+#pragma unroll
+    for (int c = 0; c < 4; ++c)
+      store_element(a.out.dtype, a.out.data, at + 128 * k + 4 * lane + c, values[c] * ending.normal);
+  }
   if (lane == 0 && a.lse != nullptr) a.lse[row] = ending.lse;
 }
 

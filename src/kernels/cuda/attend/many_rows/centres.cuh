@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "kernels/cuda/attend/many_rows/ptx.cuh"
+#include "kernels/cuda/attend/many_rows/expand.cuh"
 #include "kernels/cuda/attend/many_rows/work.cuh"
 
 // q . centre for kCentreBatch pages at once: one 8-column MMA instead of one a page.
@@ -9,18 +9,17 @@ namespace turboquant::kernels::cuda::many {
 
 // Starts copying the centres (and steps) of pages first .. first + 7 of the split's history.
 template <int D>
-__device__ inline void copy_centres(const AttendArgs& a, const Work& w, int first, int end,
-                                    std::uint32_t to) {
+__device__ inline void copy_centres(const AttendArgs& a, const PageConstants& constants, const Work& w,
+                                    int first, int end, std::uint32_t to) {
   using L = Layout<D>;
   constexpr int kChunks = L::kCentrePitch / 16;
   const int thread = static_cast<int>(threadIdx.x);
-  const std::int64_t page_bytes = static_cast<std::int64_t>(a.pages.format.page_bytes());
-  for (int index = thread; index < kCentreBatch * kChunks; index += L::kThreads) {
+  for (int index = thread; index < kCentreBatch * kChunks; index += static_cast<int>(blockDim.x)) {
     const int k = index / kChunks, chunk = index - k * kChunks;
     if (first + k >= end) break;
     const std::uint8_t* page = page_of(a.pages, a.sequences, w.sequence,
-                                       static_cast<int>(w.page_begin) + first + k, w.head, page_bytes);
-    cp_async_16(to + k * L::kCentrePitch + chunk * 16, page + a.pages.format.centre_offset() + chunk * 16);
+                                       static_cast<int>(w.page_begin) + first + k, w.head, constants.bytes);
+    cp_async_16(to + k * L::kCentrePitch + chunk * 16, page + constants.centre + chunk * 16);
   }
 }
 

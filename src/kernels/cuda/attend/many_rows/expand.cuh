@@ -38,29 +38,37 @@ constexpr HalfTable make_half_table(const core::CodeTable& table) {
 static_assert(half_bits_of(128, 1) == 0x3c00 && half_bits_of(-96, 1) == 0xba00 &&
               half_bits_of(11, 2) == 0x2980);
 
-__device__ inline HalfTable key_half_table(int bits) {
-  constexpr HalfTable k4 = make_half_table(core::kKey4), k3 = make_half_table(core::kEither3),
-                      k2 = make_half_table(core::kEither2);
-  return bits == 4 ? k4 : bits == 3 ? k3 : k2;
-}
-__device__ inline HalfTable value_half_table(int bits) {
-  constexpr HalfTable v4 = make_half_table(core::kValue4), v3 = make_half_table(core::kEither3),
-                      v2 = make_half_table(core::kEither2);
-  return bits == 4 ? v4 : bits == 3 ? v3 : v2;
+// What a kernel needs of the page format, by value: constants are operands, not registers.
+struct PageConstants {
+  HalfTable keys, values;
+  int k_bits, v_bits;
+  int v_codes, k_scales, v_scales, centre;  // offsets
+  std::int64_t bytes;
+};
+inline PageConstants page_constants(const PageFormat& format) {
+  return {make_half_table(core::key_table(format.k_bits)),
+          make_half_table(core::value_table(format.v_bits)),
+          format.k_bits,
+          format.v_bits,
+          static_cast<int>(format.v_codes_offset()),
+          static_cast<int>(format.k_scales_offset()),
+          static_cast<int>(format.v_scales_offset()),
+          static_cast<int>(format.centre_offset()),
+          static_cast<std::int64_t>(format.page_bytes())};
 }
 
 // Codes 0..7 as four half2.
 __device__ inline uint4 look_up(std::uint32_t selector, const HalfTable& table) {
   const std::uint32_t magnitudes = selector & 0x77777777u, upper = magnitudes >> 16, even = selector << 4;
-  const std::uint32_t low0 = __byte_perm(table.low[0], table.low[1], magnitudes),
-                      low1 = __byte_perm(table.low[0], table.low[1], upper);
+  const std::uint32_t low0 = permute(table.low[0], table.low[1], magnitudes),
+                      low1 = permute(table.low[0], table.low[1], upper);
   // A nibble's sign is bit 7 of its byte, or of the byte of selector << 4.
-  const std::uint32_t high0 = __byte_perm(table.high[0], table.high[1], magnitudes) ^
-                              (__byte_perm(even, selector, 0x5140) & 0x80808080u),
-                      high1 = __byte_perm(table.high[0], table.high[1], upper) ^
-                              (__byte_perm(even, selector, 0x7362) & 0x80808080u);
-  return {__byte_perm(low0, high0, 0x5140), __byte_perm(low0, high0, 0x7362),
-          __byte_perm(low1, high1, 0x5140), __byte_perm(low1, high1, 0x7362)};
+  const std::uint32_t high0 = permute(table.high[0], table.high[1], magnitudes) ^
+                              (permute(even, selector, 0x5140) & 0x80808080u),
+                      high1 = permute(table.high[0], table.high[1], upper) ^
+                              (permute(even, selector, 0x7362) & 0x80808080u);
+  return {permute(low0, high0, 0x5140), permute(low0, high0, 0x7362), permute(low1, high1, 0x5140),
+          permute(low1, high1, 0x7362)};
 }
 
 __device__ inline std::uint32_t times(std::uint32_t x, std::uint32_t scale) {
@@ -138,8 +146,8 @@ __device__ inline KeyChunk<W> read_1_bit(const std::uint8_t* plane, int t, int q
 
 // Coordinates First .. of row t, from the planes of format.h on.
 template <int D, int First>
-__device__ inline void expand_key_planes(const std::uint8_t* area, int bits, int t, int q,
-                                         const HalfTable& table, std::uint32_t scale, std::uint8_t* row) {
+__device__ inline void read_key(const std::uint8_t* area, int bits, int t, int q,
+                                std::uint32_t (&selectors)[(D + 31) / 32]) {
   if constexpr (First < D) {
     constexpr int kLeft = D - First;
     constexpr int W = kLeft >= 128 ? 128 : kLeft >= 64 ? 64 : kLeft >= 32 ? 32 : 16;
@@ -155,31 +163,36 @@ __device__ inline void expand_key_planes(const std::uint8_t* area, int bits, int
       }
     }
 #pragma unroll
-    for (int i = 0; i < KeyChunk<W>::kCount; ++i) {
-      uint4 x = look_up(chunk.selector[i], table);
-      x = {times(x.x, scale), times(x.y, scale), times(x.z, scale), times(x.w, scale)};
-      if constexpr (W >= 32) *reinterpret_cast<uint4*>(row + 2 * First + 64 * i + 16 * q) = x;
-      else *reinterpret_cast<uint2*>(row + 2 * First + 8 * q) = {x.x, x.y};
-    }
-    expand_key_planes<D, First + W>(area, bits, t, q, table, scale, row);
+    for (int i = 0; i < KeyChunk<W>::kCount; ++i) selectors[First / 32 + i] = chunk.selector[i];
+    read_key<D, First + W>(area, bits, t, q, selectors);
   }
 }
 
 // A page's keys without their centre, and per row 1 where the reference is the centre. A NaN scale makes the
 // token's scores NaN by itself; a slot that nobody may see is masked after the product.
 template <int D>
-__device__ inline void expand_keys(const std::uint8_t* page, const PageFormat& format, std::uint8_t* keys,
-                                   float* centred) {
+__device__ inline void expand_keys(const std::uint8_t* page, const PageConstants& constants,
+                                   std::uint8_t* keys, float* centred) {
   using L = Layout<D>;
-  const HalfTable table = key_half_table(format.k_bits);
-  const auto* scales = reinterpret_cast<const std::uint16_t*>(page + format.k_scales_offset());
-#pragma unroll
-  for (int item = static_cast<int>(threadIdx.x); item < 4 * kPageTokens; item += L::kThreads) {
-    const int t = item >> 2, q = item & 3;
-    const std::uint32_t stored = scales[8 * (t & 7) + (t >> 3)];
+  // A thread's tokens lie 32 or 64 apart: tile_row(t + 32) = tile_row(t) + 32.
+  const int thread = static_cast<int>(threadIdx.x), t = thread >> 2, q = thread & 3, row = tile_row(t);
+  const std::uint8_t* scales = page + constants.k_scales + 2 * (8 * (t & 7) + (t >> 3));
+  std::uint8_t* out = keys + row * L::kPitch + 16 * q;
+#pragma unroll 1
+  for (int step = 0; step < kPageTokens; step += static_cast<int>(blockDim.x) / 4) {
+    std::uint32_t selectors[(D + 31) / 32];
+    read_key<D, 0>(page, constants.k_bits, t + step, q, selectors);
+    const std::uint32_t stored = *reinterpret_cast<const std::uint16_t*>(scales + step / 4);
     const std::uint32_t scale = (stored & 0x7fffu) * 0x10001u;
-    expand_key_planes<D, 0>(page, format.k_bits, t, q, table, scale, keys + tile_row(t) * L::kPitch);
-    if (q == 0) centred[tile_row(t)] = (stored & 0x8000u) != 0 ? 0.0f : 1.0f;
+#pragma unroll
+    for (int i = 0; i < (D + 31) / 32; ++i) {
+      uint4 x = look_up(selectors[i], constants.keys);
+      x = {times(x.x, scale), times(x.y, scale), times(x.z, scale), times(x.w, scale)};
+      std::uint8_t* to = out + step * L::kPitch + 64 * i;
+      if (32 * i + 32 <= D) *reinterpret_cast<uint4*>(to) = x;
+      else *reinterpret_cast<uint2*>(to - 8 * q) = {x.x, x.y};
+    }
+    if (q == 0) centred[row + step] = (stored & 0x8000u) != 0 ? 0.0f : 1.0f;
   }
 }
 
@@ -192,10 +205,10 @@ __device__ inline uint4 value_scales(const std::uint8_t* scales, int i, int q, i
   const uint2 even = *reinterpret_cast<const uint2*>(scales + 16 * (2 * q) + 8 * i),
               odd = *reinterpret_cast<const uint2*>(scales + 16 * (2 * q + 1) + 8 * i);
   std::uint32_t s[4] = {even.x, even.y, odd.x, odd.y};
-  bool check = begin > 0 || end < kPageTokens;
-#pragma unroll
-  for (int k = 0; k < 4; ++k) check |= __hbeq2(half2_of(s[k]), half2_of(s[k])) == false;
-  if (check) {
+  // Scales are not negative: a sum of them is NaN only where one of them is.
+  const __half2 sum =
+      __hadd2(__hadd2(half2_of(s[0]), half2_of(s[1])), __hadd2(half2_of(s[2]), half2_of(s[3])));
+  if (begin > 0 || end < kPageTokens || !__hbeq2(sum, sum)) {
 #pragma unroll
     for (int k = 0; k < 8; ++k) {
       const int n = k & 3, h = k >> 2, t = 32 * i + 8 * n + 2 * q + h, shift = 16 * (n & 1);
@@ -250,19 +263,18 @@ __device__ inline void expand_value_block(const std::uint8_t* area, int bits, in
 }
 
 template <int D>
-__device__ inline void expand_values(const std::uint8_t* page, const PageFormat& format, int begin, int end,
-                                     std::uint8_t* values, std::uint32_t* not_finite) {
-  using L = Layout<D>;
-  const HalfTable table = value_half_table(format.v_bits);
-  const std::uint8_t *area = page + format.v_codes_offset(), *scales = page + format.v_scales_offset();
+__device__ inline void expand_values(const std::uint8_t* page, const PageConstants& constants, int begin,
+                                     int end, std::uint8_t* values, std::uint32_t* not_finite) {
   const int lane = static_cast<int>(threadIdx.x & 31), warp = static_cast<int>(threadIdx.x >> 5);
   const int i = warp & 1;  // warps are a multiple of 2
-  const uint4 scale = value_scales(scales, i, lane & 3, begin, end, not_finite);
-  for (int block = warp >> 1; block < D / 32; block += L::kWarps / 2)
-    expand_value_block<D, 4>(area, format.v_bits, block, lane, i, table, scale, values);
-  if constexpr (D % 32 != 0)
-    if (warp >> 1 == L::kWarps / 2 - 1)
-      expand_value_block<D, 2>(area, format.v_bits, D / 32, lane, i, table, scale, values);
+  const uint4 scale = value_scales(page + constants.v_scales, i, lane & 3, begin, end, not_finite);
+  const std::uint8_t* area = page + constants.v_codes;
+#pragma unroll 1
+  for (int block = warp >> 1; block < (D + 31) / 32; block += static_cast<int>(blockDim.x) / 64) {
+    if (D % 32 == 0 || block < D / 32)
+      expand_value_block<D, 4>(area, constants.v_bits, block, lane, i, constants.values, scale, values);
+    else expand_value_block<D, 2>(area, constants.v_bits, block, lane, i, constants.values, scale, values);
+  }
 }
 
 }  // namespace turboquant::kernels::cuda::many

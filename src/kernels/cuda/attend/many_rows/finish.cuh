@@ -6,6 +6,21 @@
 
 namespace turboquant::kernels::cuda::many {
 
+// Bit 2 block + half: the lane's row sees one of the tokens in not_finite.
+template <int D>
+__device__ inline std::uint32_t rows_that_see(const AttendArgs& a, const Work& w, const TileSpan& tile,
+                                              const int* row_token, const std::uint32_t* not_finite) {
+  const int g = static_cast<int>(threadIdx.x & 31) >> 2;
+  const std::uint64_t tokens = not_finite[0] | static_cast<std::uint64_t>(not_finite[1]) << 32;
+  std::uint32_t rows = 0;
+  for (int k = 0; k < 2 * Layout<D>::kMmaRows; ++k) {
+    const Seen seen = seen_slots(a, w, tile, row_token[8 * k + g]);
+    for (int slot = seen.begin; slot < seen.end; ++slot)
+      rows |= static_cast<std::uint32_t>(tokens >> slot & 1) << k;
+  }
+  return rows;
+}
+
 // A non-finite value reaches the rows that see it: 0 stood for it in the tile. `value` says which it is.
 template <int D, class Value>
 __device__ inline void add_not_finite(const AttendArgs& a, const Work& w, const TileSpan& tile,

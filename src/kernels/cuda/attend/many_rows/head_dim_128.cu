@@ -2,5 +2,6 @@
 #include "kernels/cuda/attend/many_rows/instance.cuh"
 
 template turboquant::Status turboquant::kernels::cuda::many::launch_many_rows<128>(const AttendArgs&, int,
-                                                                                   const Partials&, dim3,
+                                                                                   const Partials&,
+                                                                                   const Cut&,
                                                                                    const Context&);

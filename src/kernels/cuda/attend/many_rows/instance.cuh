@@ -8,10 +8,12 @@
 namespace turboquant::kernels::cuda::many {
 
 template <int D>
-Status launch_many_rows(const AttendArgs& args, int min_rows, const Partials& partials, dim3 grid,
+Status launch_many_rows(const AttendArgs& args, int min_rows, const Partials& partials, const Cut& cut,
                         const Context& context) {
-  return launch({"attend: many rows", grid, dim3(Layout<D>::kThreads), Layout<D>::kBytes}, context,
-                many_rows_kernel<D>, args, min_rows, partials);
+  const auto threads = static_cast<unsigned>(32 * cut.warps);
+  const auto bytes = static_cast<std::size_t>(Layout<D>::bytes(cut.warps, cut.stages));
+  return launch({"attend: many rows", cut.grid, dim3(threads), bytes}, context, many_rows_kernel<D>, args,
+                page_constants(args.pages.format), cut.stages, min_rows, partials);
 }
 
 }  // namespace turboquant::kernels::cuda::many

@@ -6,59 +6,269 @@
 #include "kernels/cuda/attend/many_rows/finish.cuh"
 #include "kernels/cuda/attend/many_rows/raw_tile.cuh"
 
-// Flash attention over pages: a CTA takes a tile of rows and loops over tiles of 64 tokens. Per page:
+// Flash attention over pages: a CTA takes a tile of rows and loops over tiles of 64 tokens. With two stages
+// of shared memory, half of the warps expand the next page's codes into fp16 while the other half multiply:
 //
-//   barrier; expand the packed page into fp16 tiles; barrier; start copying the next page;
-//   scores (MMA), softmax, values (MMA)
+//   warps 0-3:  barrier; scores, softmax, values of tile n; expand page n + 1
+//   warps 4-7:  barrier; expand page n + 1; scores, softmax, values of tile n
 //
-// Two CTAs share an SM, so that one expands while the other multiplies.
+// (each its share of a page). With one stage: barrier; tile n; barrier; expand page n + 1.
 namespace turboquant::kernels::cuda::many {
 
-enum class Domain { kNone, kRotated, kModel };
-
+// Copies the split's pages, one ahead; the page table is read two ahead.
 template <int D>
-__device__ inline void copy_page(const AttendArgs& a, const Work& w, int item, std::uint32_t to) {
-  const std::int64_t page_bytes = static_cast<std::int64_t>(a.pages.format.page_bytes());
-  const std::uint8_t* page =
-      page_of(a.pages, a.sequences, w.sequence, static_cast<int>(w.page_begin) + item, w.head, page_bytes);
-  const int bytes = static_cast<int>(a.pages.format.centre_offset());
-  for (int at = 16 * static_cast<int>(threadIdx.x); at < bytes; at += 16 * Layout<D>::kThreads)
-    cp_async_16(to + at, page + at);
+struct PageReader {
+  const std::int32_t* entries;  // of the next page
+  const std::uint8_t* pages;    // of the KV head and this thread
+  std::int64_t pitch;           // bytes from pool page to pool page
+  int bytes, left;              // of a page; pages that are still to be copied
+  std::int32_t entry;
+  std::uint32_t to;
+
+  __device__ PageReader(const AttendArgs& a, const PageConstants& constants, const Work& w, int begin,
+                        int end, std::uint8_t* packed /* of stage 0 */)
+      : entries(a.sequences.page_table + std::int64_t{w.sequence} * a.sequences.max_pages + w.page_begin +
+                begin),
+        pitch(constants.bytes * a.pages.kv_heads),
+        bytes(constants.centre),
+        left(end - begin),
+        entry(left > 0 ? *entries : 0) {
+    const int at = 16 * static_cast<int>(threadIdx.x);
+    pages = a.pages.data + constants.bytes * w.head + at;
+    to = shared_address(packed) + at;
+    bytes -= at;
+  }
+  __device__ void copy(int stage) {
+    if (left <= 0) return;
+    const int step = 16 * static_cast<int>(blockDim.x);
+    const std::uint8_t* from = pages + entry * pitch;
+    std::uint32_t at = to + stage * Layout<D>::kStageBytes;
+#pragma unroll 1
+    for (int rest = bytes; rest > 0; rest -= step, at += step, from += step) cp_async_16(at, from);
+    ++entries;
+    if (--left > 0) entry = *entries;
+  }
+};
+
+// A CTA's shared memory, and the warp's part of it.
+template <int D>
+struct Shared {
+  using L = Layout<D>;
+  std::uint8_t* base;
+  int stages, rows;
+
+  __device__ Shared(std::uint8_t* memory, int stage_count)
+      : base(memory), stages(stage_count), rows(static_cast<int>(blockDim.x >> 5) * L::kWarpRows) {}
+  __device__ Flags& flags() const { return *reinterpret_cast<Flags*>(base + L::kFlags); }
+  __device__ std::uint8_t* stage(int s) const { return base + L::kStages + s * L::kStageBytes; }
+  __device__ std::uint8_t* keys(int s) const { return stage(s) + L::kKeys; }
+  __device__ std::uint8_t* values(int s) const { return stage(s) + L::kValues; }
+  __device__ std::uint8_t* packed(int s) const { return stage(s) + L::kPacked; }
+  __device__ float* centred(int s) const {
+    return reinterpret_cast<float*>(base + L::kCentred) + s * kPageTokens;
+  }
+  __device__ std::uint8_t* centres() const { return base + L::kCentres; }
+  __device__ std::uint8_t* queries() const { return stage(stages); }
+  __device__ float* centre_scores() const { return reinterpret_cast<float*>(queries() + rows * L::kPitch); }
+  __device__ float* row_scale() const { return centre_scores() + rows * kCentreBatch; }
+  __device__ int* row_token() const { return reinterpret_cast<int*>(row_scale() + rows); }
+
+  static __device__ int warp_row() { return static_cast<int>(threadIdx.x >> 5) * L::kWarpRows; }
+  __device__ std::uint32_t warp_queries() const { return shared_address(queries()) + warp_row() * L::kPitch; }
+  __device__ float* warp_centre_scores() const { return centre_scores() + warp_row() * kCentreBatch; }
+  __device__ const int* warp_row_token() const { return row_token() + warp_row(); }
+};
+
+// The tile in shared memory: scores, softmax, values. unit: of its keys; batch_page: which of the centre
+// scores are its own, or -1.
+template <int D>
+__device__ inline void attend_tile(const AttendArgs& a, const Work& w, const Shared<D>& shared, int stage,
+                                   int item, bool whole, float unit, int batch_page, Sums<D>& sums) {
+  using L = Layout<D>;
+  const int g = static_cast<int>(threadIdx.x & 31) >> 2;
+  float scale[L::kMmaRows][2], to_powers[L::kMmaRows][2], centre[L::kMmaRows][2];
+#pragma unroll
+  for (int b = 0; b < L::kMmaRows; ++b)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = 16 * b + 8 * half + g;
+      scale[b][half] = shared.row_scale()[Shared<D>::warp_row() + row] * unit;
+      to_powers[b][half] = a.softcap > 0 ? 1.0f : scale[b][half];
+      centre[b][half] = batch_page < 0 ? 0.0f : shared.warp_centre_scores()[row * kCentreBatch + batch_page];
+    }
+#pragma unroll 1
+  for (int first = 0; first < kPageTokens; first += kStepTokens) {
+    Scores<D> s;
+    multiply_keys<D>(shared.warp_queries(), shared_address(shared.keys(stage)) + first * L::kPitch,
+                     shared.centred(stage) + first, centre, s);
+    if (a.softcap > 0) cap_scores<D>(a.softcap, scale, s);
+    if (!whole) mask<D>(a, w, tile_span(w, item), shared.warp_row_token(), first, s);
+    raise_maximum<D>(to_powers, s, sums);
+    multiply_values<D>(shared_address(shared.values(stage)), first, to_powers, s, sums);
+  }
 }
 
 template <int D>
-__global__ void __launch_bounds__(Layout<D>::kThreads, 2)
-    many_rows_kernel(const __grid_constant__ AttendArgs a, int min_rows, Partials partials) {
+__device__ inline void expand_page(const PageConstants& constants, const Work& w, const Shared<D>& shared,
+                                   int stage, int item, std::uint32_t* not_finite) {
+  TileSpan tile{0, 0, kPageTokens};
+  if (item < w.whole_begin || item >= w.whole_end) tile = tile_span(w, item);
+  expand_keys<D>(shared.packed(stage), constants, shared.keys(stage), shared.centred(stage));
+  expand_values<D>(shared.packed(stage), constants, tile.begin, tile.end, shared.values(stage), not_finite);
+}
+
+// Tiles begin .. end - 1, all of them pages, of which the first is being copied.
+template <int D>
+__device__ inline void attend_pages(const AttendArgs& a, const PageConstants& constants, const Work& w,
+                                    const Shared<D>& shared, int begin, int end, PageReader<D>& reader,
+                                    Sums<D>& sums) {
   using L = Layout<D>;
-  extern __shared__ __align__(128) std::uint8_t shared[];
+  Flags& flags = shared.flags();
+  std::uint32_t spoiled = 0;            // bit 2 block + half: the row sees a value of NaN
+  const int other = shared.stages - 1;  // n & other: the stage of tile n
+  const bool first_half = shared.stages == 1 || threadIdx.x < blockDim.x / 2;  // compute, then expand
+  const bool has_rows = shared.warp_row() < w.rows;
+  const int count = end - begin;
+  if (count <= 0) return;
+
+#pragma unroll 1
+  for (int half = -1; half < 2 * count; ++half) {  // the first one only expands page 0
+    const int n = half >> 1;
+    const bool second = (half & 1) != 0;
+    if (!second || other == 0 || n < 0) {
+      cp_async_wait_all();
+      __syncthreads();
+    }
+    if (!second) {  // into the stage that tile n - 1, or page n, has left
+      reader.copy(n & other);
+      if (n % kCentreBatch == 1)
+        copy_centres<D>(a, constants, w, begin + n - 1 + kCentreBatch, end, shared_address(shared.centres()));
+      if (threadIdx.x < 2) flags.not_finite[(n + 2) & 3][threadIdx.x] = 0;
+    } else if (n < 0 && other != 0) {
+      reader.copy(1);
+    }
+    if (second == first_half || n < 0) {
+      if (n + 1 < count)
+        expand_page<D>(constants, w, shared, (n + 1) & other, begin + n + 1, flags.not_finite[(n + 1) & 3]);
+    } else if (has_rows) {
+      const int item = begin + n;
+      if (n % kCentreBatch == 0)
+        score_centres<D>(shared.warp_queries(), shared.centres(), shared.warp_centre_scores());
+      attend_tile<D>(a, w, shared, n & other, item, item >= w.whole_begin && item < w.whole_end, 2.0f,
+                     n % kCentreBatch, sums);  // tiles hold half of a key
+      if ((flags.not_finite[n & 3][0] | flags.not_finite[n & 3][1]) != 0)
+        spoiled |=
+            rows_that_see<D>(a, w, tile_span(w, item), shared.warp_row_token(), flags.not_finite[n & 3]);
+    }
+  }
+  if (spoiled == 0) return;
+#pragma unroll
+  for (int b = 0; b < L::kMmaRows; ++b)
+#pragma unroll
+    for (int j = 0; j < D / 8; ++j)
+#pragma unroll
+      for (int c = 0; c < 4; ++c)
+        if ((spoiled >> (2 * b + c / 2) & 1) != 0) sums.o[b][j][c] = NAN;
+}
+
+// Tiles begin .. end - 1, of the fringe and then of the call's own tokens; `rotated` says in which basis the
+// queries and the sums are. Returns the unit of the sums: they hold values times it.
+template <int D>
+__device__ inline float attend_raw(const AttendArgs& a, const Work& w, const Shared<D>& shared, int begin,
+                                   int end, bool rotated, Sums<D>& sums) {
+  using L = Layout<D>;
+  Flags& flags = shared.flags();
+  const int other = shared.stages - 1;  // n & other: the stage of tile n
+  const bool first_half = shared.stages == 1 || threadIdx.x < blockDim.x / 2;
+  const bool has_rows = Shared<D>::warp_row() < w.rows;
+  const int count = end - begin;
+  const auto measure = [&](int n) {
+    if (n >= count) return;
+    const TileSpan tile = tile_span(w, begin + n);
+    measure_raw<D>(raw_tokens<D>(a, w, begin + n, tile), tile.end, flags.largest[n & 3],
+                   flags.not_finite[n & 3]);
+  };
+  const auto to_model = [&] {
+#pragma unroll
+    for (int b = 0; b < L::kMmaRows; ++b) unrotate<D>(a, w.head, sums.o[b]);
+  };
+  float unit = 1.0f;
+  if (count > 0) {
+    __syncthreads();  // nobody uses the stages and flags any more
+    if (threadIdx.x < 16) (&flags.not_finite[0][0])[threadIdx.x] = 0;
+    __syncthreads();
+    measure(0);
+  }
+#pragma unroll 1
+  for (int half = -1; half <= 2 * count; ++half) {  // as in attend_pages(); the last one only unrotates
+    const int n = half >> 1, item = begin + n;
+    const bool second = (half & 1) != 0;
+    const bool computes = n >= 0 && second != first_half;
+    if (rotated && (n == count || (computes && item >= w.recent_end))) {
+      to_model();
+      rotated = false;
+      if (n < count) load_queries<D>(a, w, false, shared.queries(), shared.row_scale());
+    }
+    if (n == count) break;
+    if (!second || other == 0 || n < 0) __syncthreads();
+    if (!second && threadIdx.x < 2)
+      flags.not_finite[(n + 3) & 3][threadIdx.x] = flags.largest[(n + 3) & 3][threadIdx.x] = 0;
+    if (!computes) {
+      if (n + 1 < count) {
+        const TileSpan tile = tile_span(w, item + 1);
+        const RawTokens tokens = raw_tokens<D>(a, w, item + 1, tile);
+        const int stage = (n + 1) & other;
+        load_raw<D>(tokens, tile.end,
+                    raw_units(item + 1 < w.recent_end, tokens.bf16, flags.largest[(n + 1) & 3]),
+                    shared.keys(stage), shared.values(stage), shared.centred(stage));
+      }
+      measure(n + 2);
+    } else if (has_rows) {
+      const TileSpan tile = tile_span(w, item);
+      const RawTokens tokens = raw_tokens<D>(a, w, item, tile);
+      const RawUnits units = raw_units(rotated, tokens.bf16, flags.largest[n & 3]);
+      if (!rotated && units.value != unit) {
+        const float change = units.value / unit;
+        unit = units.value;
+#pragma unroll
+        for (int b = 0; b < L::kMmaRows; ++b)
+#pragma unroll
+          for (int j = 0; j < D / 8; ++j)
+#pragma unroll
+            for (int c = 0; c < 4; ++c) sums.o[b][j][c] *= change;
+      }
+      attend_tile<D>(a, w, shared, n & other, item, all_seen(a, w, tile), 1.0f / units.key, -1, sums);
+      if ((flags.not_finite[n & 3][0] | flags.not_finite[n & 3][1]) != 0)
+        add_not_finite<D>(a, w, tile, shared.warp_row_token(), flags.not_finite[n & 3], sums,
+                          [&](int slot, int e) { return widen(tokens.bf16, tokens.value(slot)[e]); });
+    }
+  }
+  return unit;
+}
+
+template <int D>
+__global__ void __launch_bounds__(32 * Layout<D>::kMaxWarps, 1)
+    many_rows_kernel(const __grid_constant__ AttendArgs a, const __grid_constant__ PageConstants constants,
+                     int stages, int min_rows, Partials partials) {
+  using L = Layout<D>;
+  extern __shared__ __align__(128) std::uint8_t many_rows_shared[];
   __shared__ Work w;
-  auto& flags = *reinterpret_cast<Flags*>(shared + L::kFlags);
-  auto* row_scale = reinterpret_cast<float*>(shared + L::kRowScale);
-  auto* row_token = reinterpret_cast<int*>(shared + L::kRowToken);
-  auto* centred = reinterpret_cast<float*>(shared + L::kCentred);
-  auto* centre_scores = reinterpret_cast<float*>(shared + L::kCentreScores);
-  const int thread = static_cast<int>(threadIdx.x), lane = thread & 31, warp = thread >> 5, g = lane >> 2;
+  const Shared<D> shared(many_rows_shared, stages);
+  const int thread = static_cast<int>(threadIdx.x), group = a.q_heads / a.pages.kv_heads;
   const int split = static_cast<int>(blockIdx.z);
 
-  if (warp == 0) {  // later tiles see more of their own tokens: they go first
+  if (thread < 32) {  // later tiles see more of their own tokens: they go first
     const int index = static_cast<int>(gridDim.x - 1 - blockIdx.x);
-    const int2 tile = find_tile(a.sequences, a.q_heads / a.pages.kv_heads, min_rows, L::kRows, index);
-    if (lane == 0) w = make_work(a, tile, L::kRows, static_cast<int>(blockIdx.y), split, partials.splits);
+    const int2 tile = find_tile(a.sequences, group, min_rows, shared.rows, index);
+    if (thread == 0)
+      w = make_work(a, tile, shared.rows, static_cast<int>(blockIdx.y), split, partials.splits);
   }
-  if (thread < 8) (&flags.not_finite[0][0])[thread] = 0;
+  if (thread < 16) (&shared.flags().not_finite[0][0])[thread] = 0;
   __syncthreads();
   if (w.rows == 0) return;
-  {
-    const int group = a.q_heads / a.pages.kv_heads, row = thread < w.rows ? thread : w.rows - 1;
-    if (thread < L::kRows) row_token[thread] = static_cast<int>((w.first_row + row) / group);
-  }
-  const int pages_end = w.end < w.pages_end ? w.end : w.pages_end, first = w.begin, end = w.end;
-  const std::uint32_t packed = shared_address(shared + L::kPacked),
-                      centres = shared_address(shared + L::kCentres);
-  if (first < pages_end) {
-    copy_page<D>(a, w, first, packed);
-    copy_centres<D>(a, w, first, pages_end, centres);
-  }
+  if (thread < shared.rows)  // at least as many threads as rows
+    shared.row_token()[thread] =
+        static_cast<int>((w.first_row + (thread < w.rows ? thread : w.rows - 1)) / group);
 
   Sums<D> sums;
 #pragma unroll
@@ -70,84 +280,17 @@ __global__ void __launch_bounds__(Layout<D>::kThreads, 2)
 #pragma unroll
       for (int c = 0; c < 4; ++c) sums.o[b][j][c] = 0.0f;
   }
-  float unit = 1.0f;  // accumulators hold values times this
-  Domain domain = Domain::kNone;
-  const std::uint32_t warp_queries = shared_address(shared + L::kQueries) + warp * L::kWarpRows * L::kPitch;
-
-  for (int item = first;; ++item) {
-    const Domain wanted = item < w.recent_end && item < end ? Domain::kRotated : Domain::kModel;
-    if (domain == Domain::kRotated && wanted == Domain::kModel)
-#pragma unroll
-      for (int b = 0; b < L::kMmaRows; ++b) unrotate<D>(a, w.head, sums.o[b]);
-    if (item >= end) break;
-    if (domain != wanted) load_queries<D>(a, w, wanted == Domain::kRotated, shared + L::kQueries, row_scale);
-    domain = wanted;
-
-    const bool is_page = item < pages_end;
-    const TileSpan tile = tile_span(w, item);
-    const int parity = item & 1;
-    float scale_unit = 1.0f;
-    cp_async_wait_all();
-    __syncthreads();  // the page has landed; nobody reads the tiles any more
-    if (is_page) {
-      const int in_batch = (item - first) % kCentreBatch, batch = (item - first) / kCentreBatch & 1;
-      if (in_batch == 0) {
-        score_centres<D>(warp_queries, shared + L::kCentres + batch * kCentreBatch * L::kCentrePitch,
-                         centre_scores + warp * L::kWarpRows * kCentreBatch);
-        copy_centres<D>(a, w, item + kCentreBatch, pages_end,
-                        centres + (batch ^ 1) * kCentreBatch * L::kCentrePitch);
-      }
-      expand_keys<D>(shared + L::kPacked, a.pages.format, shared + L::kKeys, centred);
-      expand_values<D>(shared + L::kPacked, a.pages.format, tile.begin, tile.end, shared + L::kValues,
-                       flags.not_finite[parity]);
-      scale_unit = 2.0f;  // tiles hold half of a key
-    } else {
-      const RawTokens tokens = raw_tokens<D>(a, w, item, tile);
-      measure_raw<D>(tokens, tile.end, flags.largest[parity], flags.not_finite[parity]);
-      __syncthreads();
-      float key_unit = 1.0f, value_unit = 0.5f;
-      if (domain == Domain::kModel) {
-        const float key = widen(tokens.bf16, flags.largest[parity][0]);
-        if (key > 32768.0f) key_unit = fp16_unit(key);
-        value_unit = fp16_unit(widen(tokens.bf16, flags.largest[parity][1]));
-        const float change = value_unit / unit;
-        unit = value_unit;
-#pragma unroll
-        for (int b = 0; b < L::kMmaRows; ++b)
-#pragma unroll
-          for (int j = 0; j < D / 8; ++j)
-#pragma unroll
-            for (int c = 0; c < 4; ++c) sums.o[b][j][c] *= change;
-      }
-      load_raw<D>(tokens, tile.end, key_unit, value_unit, shared + L::kKeys, shared + L::kValues, centred);
-      scale_unit = 1.0f / key_unit;
-    }
-    __syncthreads();  // the tiles are there; nobody reads the packed page any more
-    if (item + 1 < pages_end) copy_page<D>(a, w, item + 1, packed);
-    if (thread < 2) flags.not_finite[parity ^ 1][thread] = flags.largest[parity ^ 1][thread] = 0;
-
-    float scale[L::kMmaRows][2], centre[L::kMmaRows][2];
-#pragma unroll
-    for (int b = 0; b < L::kMmaRows; ++b)
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = warp * L::kWarpRows + 16 * b + 8 * half + g;
-        scale[b][half] = row_scale[row] * scale_unit;
-        centre[b][half] = is_page ? centre_scores[row * kCentreBatch + (item - first) % kCentreBatch] : 0.0f;
-      }
-    Scores<D> s;
-    multiply_keys<D>(warp_queries, shared_address(shared + L::kKeys), centred, centre, s);
-    if (a.softcap > 0) cap_scores<D>(a.softcap, scale, s);
-    if (!all_seen(a, w, tile)) mask<D>(a, w, tile, row_token + warp * L::kWarpRows, s);
-    weigh<D>(scale, s, sums);
-    multiply_values<D>(shared_address(shared + L::kValues), s, sums);
-    if ((flags.not_finite[parity][0] | flags.not_finite[parity][1]) != 0) {
-      const RawTokens tokens = is_page ? RawTokens{} : raw_tokens<D>(a, w, item, tile);
-      add_not_finite<D>(
-          a, w, tile, row_token + warp * L::kWarpRows, flags.not_finite[parity], sums,
-          [&](int slot, int e) { return is_page ? NAN : widen(tokens.bf16, tokens.value(slot)[e]); });
-    }
+  const int pages_end = w.end < w.pages_end ? w.end : w.pages_end;
+  PageReader<D> reader(a, constants, w, w.begin, pages_end, shared.packed(0));
+  if (w.begin < pages_end) {
+    reader.copy(0);
+    copy_centres<D>(a, constants, w, w.begin, pages_end, shared_address(shared.centres()));
   }
+  const bool rotated = w.begin < w.recent_end && w.begin < w.end;
+  if (w.begin < w.end) load_queries<D>(a, w, rotated, shared.queries(), shared.row_scale());
+  attend_pages<D>(a, constants, w, shared, w.begin, pages_end, reader, sums);
+  const float unit =
+      attend_raw<D>(a, w, shared, w.begin > pages_end ? w.begin : pages_end, w.end, rotated, sums);
   finish<D>(a, w, partials, split, 1.0f / unit, sums);
 }
 

@@ -5,9 +5,15 @@
 
 namespace turboquant::kernels::cuda::many {
 
-// One file a head_dim instantiates it. grid: row tiles, KV heads, splits.
+// How a call is cut: warps a CTA, stages of shared memory, and the grid: row tiles, KV heads, splits.
+struct Cut {
+  int warps, stages;
+  dim3 grid;
+};
+
+// One file a head_dim instantiates it.
 template <int D>
-Status launch_many_rows(const AttendArgs& args, int min_rows, const Partials& partials, dim3 grid,
+Status launch_many_rows(const AttendArgs& args, int min_rows, const Partials& partials, const Cut& cut,
                         const Context& context);
 
 }  // namespace turboquant::kernels::cuda::many

@@ -46,31 +46,33 @@ constexpr int kCentreBatch = 8;  // pages whose centres meet the queries at once
 template <int D>
 struct Layout {
   static constexpr int kMmaRows = D <= 128 ? 2 : 1;  // blocks of 16 rows a warp: what 255 registers hold
-  static constexpr int kWarps = 4;
-  static constexpr int kThreads = 32 * kWarps;
   static constexpr int kWarpRows = 16 * kMmaRows;
-  static constexpr int kRows = kWarps * kWarpRows;
+  static constexpr int kMaxWarps = 8;
 
   // Rows of an odd number of 16-byte chunks: the 8 rows of an ldmatrix lie in different banks.
   static constexpr int kPitch = 2 * D + 16;
   static_assert(kPitch / 16 % 2 == 1);
-  static constexpr int kValuePitch = 2 * kPageTokens;  // swizzled: value_chunk()
+  static constexpr int kValuePitch = 2 * kPageTokens;  // swizzled: value_swizzle()
 
   static constexpr int kCentrePitch = D + 16;  // int8 centre, fp16 step, padding: as in the page
-  static constexpr int kMaxPageBytes = static_cast<int>(PageFormat{D, 4, 4}.page_bytes());
 
-  // Byte offsets in shared memory.
-  static constexpr int kQueries = 0;
-  static constexpr int kKeys = kQueries + kRows * kPitch;
+  // Shared memory: what follows, then one or two stages, then what grows with the rows.
+  static constexpr int kFlags = 0;
+  static constexpr int kCentred = 128;                             // float [2][64]
+  static constexpr int kCentres = kCentred + 2 * kPageTokens * 4;  // [kCentreBatch]
+  static constexpr int kStages = kCentres + kCentreBatch * kCentrePitch;
+  // A stage: a tile, and a page's codes and scales.
+  static constexpr int kKeys = 0;
   static constexpr int kValues = kKeys + kPageTokens * kPitch;
   static constexpr int kPacked = kValues + D * kValuePitch;
-  static constexpr int kCentres = kPacked + kMaxPageBytes;                          // two batches
-  static constexpr int kCentreScores = kCentres + 2 * kCentreBatch * kCentrePitch;  // float [kRows][8]
-  static constexpr int kCentred = kCentreScores + kRows * kCentreBatch * 4;         // float [64]
-  static constexpr int kRowScale = kCentred + kPageTokens * 4;                      // float [kRows]
-  static constexpr int kRowToken = kRowScale + kRows * 4;                           // int [kRows]
-  static constexpr int kFlags = kRowToken + kRows * 4;                              // see Flags
-  static constexpr int kBytes = kFlags + 128;
+  static constexpr int kStageBytes = kPacked + static_cast<int>(PageFormat{D, 4, 4}.centre_offset());
+  // A row: its query, 8 centre scores, scale and token.
+  static constexpr int kRowBytes = kPitch + 4 * (kCentreBatch + 2);
+
+  static constexpr int bytes(int warps, int stages) {
+    return kStages + stages * kStageBytes + warps * kWarpRows * kRowBytes;
+  }
+  static_assert(kStages % 128 == 0 && kStageBytes % 128 == 0);
 };
 
 // Chunk c of row `coordinate` of a tile of values lies at chunk c ^ value_swizzle(coordinate): the rows of an
@@ -79,11 +81,10 @@ __host__ __device__ constexpr int value_swizzle(int coordinate) {
   return (coordinate & 1) << 2 | (coordinate >> 1 & 3);
 }
 
-// Words of shared memory that warps leave each other. Two of each: one is cleared while the other is in use.
-struct Flags {
-  std::uint32_t not_finite[2][2];  // 64 bits by token: values that are NaN or infinite
-  std::uint32_t largest[2][2];     // bits of the largest |key|, |value| of a tile of raw rows
-  int sequence, tile;              // what find_tile() found
+// Words of shared memory that warps leave each other.
+struct Flags {                     // of tile n in [n % 4]
+  std::uint32_t not_finite[4][2];  // 64 bits by token: values that are NaN or infinite
+  std::uint32_t largest[4][2];     // of a raw tile: the bits of the largest |key|, |value|
 };
 static_assert(sizeof(Flags) <= 128);
 

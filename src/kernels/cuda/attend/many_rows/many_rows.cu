@@ -12,13 +12,14 @@ namespace {
 
 // What the schedule needs of a head_dim's kernel.
 struct Instance {
-  int rows, shared_bytes;
-  Status (*launch)(const AttendArgs&, int, const Partials&, dim3, const Context&);
+  int warp_rows;
+  int (*shared_bytes)(int warps, int stages);
+  Status (*launch)(const AttendArgs&, int, const Partials&, const many::Cut&, const Context&);
 };
 
 template <int D>
 constexpr Instance instance() {
-  return {many::Layout<D>::kRows, many::Layout<D>::kBytes, many::launch_many_rows<D>};
+  return {many::Layout<D>::kWarpRows, many::Layout<D>::bytes, many::launch_many_rows<D>};
 }
 
 Instance instance_of(int head_dim) {
@@ -40,6 +41,23 @@ Instance instance_of(int head_dim) {
   }
 }
 
+// A CTA of 8 warps expands a page for twice as many rows; one of 4 warps wastes less on few rows.
+struct Size {
+  int warps = 0, stages = 0;  // 0: none fits
+  int rows = 0;
+  std::int64_t slots = 0;  // CTAs that run at once
+};
+Size choose_size(const Instance& instance, const DeviceLimits& limits, std::int64_t rows_a_sequence) {
+  constexpr int kSizes[][2] = {{8, 2}, {8, 1}, {4, 1}};
+  for (const auto& [warps, stages] : kSizes) {
+    const int bytes = instance.shared_bytes(warps, stages), rows = warps * instance.warp_rows;
+    if (bytes + 1024 > limits.shared_bytes || (warps == 8 && rows_a_sequence <= rows / 2)) continue;
+    const bool twice = warps == 4 && 2 * (bytes + 1024 + 256) <= limits.shared_bytes;
+    return {warps, stages, rows, std::int64_t{limits.sm_count} * (twice ? 2 : 1)};
+  }
+  return {};
+}
+
 // Whether every head vector begins at a multiple of 16 bytes.
 template <class AnyRows>
 bool vectors_aligned(const AnyRows& rows) {
@@ -48,16 +66,9 @@ bool vectors_aligned(const AnyRows& rows) {
          rows.head_stride * bytes % 16 == 0;
 }
 
-// CTAs that run at once.
-std::int64_t slots_of(const Instance& instance, const DeviceLimits& limits) {
-  return std::int64_t{limits.sm_count} *
-         (limits.shared_bytes + 1024 >= 2 * (instance.shared_bytes + 1024) ? 2 : 1);
-}
-
-// A sequence's last tile may be partly empty; only sequences with more than min_rows rows have any.
-std::int64_t most_tiles(int rows, int group, int sequences, std::int64_t tokens, int min_rows) {
-  const std::int64_t all_rows = tokens * group;
-  return all_rows / rows + std::min<std::int64_t>(sequences, all_rows / (min_rows + 1));
+// Each sequence with more than min_rows rows may have a last tile that is partly empty.
+std::int64_t most_tiles(int tile_rows, std::int64_t rows, int sequences, int min_rows) {
+  return (rows + std::min<std::int64_t>(sequences, rows / (min_rows + 1)) * (tile_rows - 1)) / tile_rows;
 }
 
 constexpr int kMaxSplits = 32, kMaxSplitWaves = 2;
@@ -81,7 +92,7 @@ int choose_splits(std::int64_t ctas, std::int64_t slots, std::int64_t pages) {
 bool many_rows_takes(const AttendArgs& args, const Context& context) {
   const Instance instance = instance_of(args.pages.format.head_dim);
   const auto limits = device_limits(context.device.index);
-  return instance.launch != nullptr && limits.ok() && instance.shared_bytes <= limits.value().shared_bytes &&
+  return instance.launch != nullptr && limits.ok() && choose_size(instance, limits.value(), 1).warps > 0 &&
          args.query.dtype != DType::kF32 && vectors_aligned(args.query) &&
          (args.keys.data == nullptr ||
           (args.keys.dtype != DType::kF32 && args.keys.dtype == args.values.dtype)) &&
@@ -96,9 +107,12 @@ std::size_t many_rows_workspace_bytes(const PageFormat& format, int /*kv_heads*/
   const Instance instance = instance_of(format.head_dim);
   const auto limits = device_limits(context.device.index);
   if (instance.launch == nullptr || !limits.ok()) return 0;
-  const std::int64_t most = std::min(kMaxSplits * tokens * q_heads,
-                                     kMaxSplitWaves * slots_of(instance, limits.value()) * instance.rows);
-  return partial_bytes(1, most, format.head_dim);
+  std::int64_t wave = 0;
+  for (const std::int64_t rows : {std::int64_t{1}, tokens * q_heads}) {
+    const Size size = choose_size(instance, limits.value(), rows);
+    wave = std::max(wave, size.slots * size.rows);
+  }
+  return partial_bytes(1, std::min(kMaxSplits * tokens * q_heads, kMaxSplitWaves * wave), format.head_dim);
 }
 
 Status many_rows(const AttendArgs& args, int min_rows, const Context& context) {
@@ -108,17 +122,22 @@ Status many_rows(const AttendArgs& args, int min_rows, const Context& context) {
   const auto limits = device_limits(context.device.index);
   if (!limits.ok()) return limits.error();
   const int group = args.q_heads / args.pages.kv_heads;
-  const std::int64_t tiles =
-      most_tiles(instance.rows, group, args.sequences.count, args.sequences.tokens, min_rows);
-  if (tiles == 0) return {};
+  const std::int64_t rows = args.sequences.tokens * group;
+  if (rows <= min_rows) return {};
+  const Size size = choose_size(instance, limits.value(), rows / args.sequences.count);
+  if (size.warps == 0)
+    return unsupported("many_rows of head_dim=" + std::to_string(args.pages.format.head_dim) +
+                       " needs more shared memory than this device has");
+  const std::int64_t tiles = most_tiles(size.rows, rows, args.sequences.count, min_rows);
   const std::int64_t own_pages = args.keys.data == nullptr ? 0 : args.sequences.tokens / kPageTokens;
-  const int splits = choose_splits(tiles * args.pages.kv_heads, slots_of(instance, limits.value()),
-                                   args.sequences.max_pages + own_pages);
-  const std::int64_t rows = args.sequences.tokens * args.q_heads;
-  const Partials partials = make_partials(splits, rows, args.pages.format.head_dim, args.workspace);
-  const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(args.pages.kv_heads),
-                  static_cast<unsigned>(splits));
-  if (Status s = instance.launch(args, min_rows, partials, grid, context); !s.ok()) return s;
+  const int splits =
+      choose_splits(tiles * args.pages.kv_heads, size.slots, args.sequences.max_pages + own_pages);
+  const Partials partials =
+      make_partials(splits, args.sequences.tokens * args.q_heads, args.pages.format.head_dim, args.workspace);
+  const many::Cut cut{size.warps, size.stages,
+                      dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(args.pages.kv_heads),
+                           static_cast<unsigned>(splits))};
+  if (Status s = instance.launch(args, min_rows, partials, cut, context); !s.ok()) return s;
   return splits == 1 ? Status{} : merge(args, min_rows, partials, context);
 }
 

@@ -46,6 +46,14 @@ __device__ inline float exp2_approx(float x) {
   return y;
 }
 
+// Byte j of the result is byte (nibble j of selector, below 8) of high:low. Unlike __byte_perm, no mask: the
+// selector's upper half is ignored.
+__device__ inline std::uint32_t permute(std::uint32_t low, std::uint32_t high, std::uint32_t selector) {
+  std::uint32_t out;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(low), "r"(high), "r"(selector));
+  return out;
+}
+
 __device__ inline std::uint32_t half2_bits(__half2 x) {
   return *reinterpret_cast<std::uint32_t*>(&x);
 }

@@ -58,7 +58,8 @@ __device__ inline void measure_raw(const RawTokens& tokens, int count, std::uint
                                    std::uint32_t* not_finite) {
   const std::uint32_t infinity = tokens.bf16 ? 0x7f80u : 0x7c00u;
   std::uint32_t keys = 0, values = 0;
-  for (int index = static_cast<int>(threadIdx.x); index < count * (D / 8); index += Layout<D>::kThreads) {
+  for (int index = static_cast<int>(threadIdx.x); index < count * (D / 8);
+       index += static_cast<int>(blockDim.x)) {
     const int slot = index / (D / 8), e = 8 * (index - slot * (D / 8));
     const std::uint32_t k = largest_bits(*reinterpret_cast<const uint4*>(tokens.key(slot) + e)),
                         v = largest_bits(*reinterpret_cast<const uint4*>(tokens.value(slot) + e));
@@ -89,41 +90,54 @@ __device__ inline void store_key(const uint4& x, int e, std::uint8_t* row) {
   }
 }
 
-// Keys times key_unit, values times value_unit; slots from `count` on become 0, and values not finite too.
+// The powers of two that a tile's keys and values are multiplied by. The fringe's are as pages: values
+// halved.
+struct RawUnits {
+  float key, value;
+};
+__device__ inline RawUnits raw_units(bool rotated, bool bf16, const std::uint32_t* largest) {
+  if (rotated) return {1.0f, 0.5f};
+  const float key = widen(bf16, largest[0]);
+  return {key > 32768.0f ? fp16_unit(key) : 1.0f, fp16_unit(widen(bf16, largest[1]))};
+}
+
+// The tokens into a tile; slots from `count` on become 0, and values that are not finite too.
 template <int D>
-__device__ inline void load_raw(const RawTokens& tokens, int count, float key_unit, float value_unit,
-                                std::uint8_t* keys, std::uint8_t* values, float* centred) {
+__device__ inline void load_raw(const RawTokens& tokens, int count, const RawUnits& units, std::uint8_t* keys,
+                                std::uint8_t* values, float* centred) {
   using L = Layout<D>;
-  const int thread = static_cast<int>(threadIdx.x);
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   const bool bf16 = tokens.bf16;
-  const auto read = [&](const std::uint16_t* vector, int e, bool exists) {
-    return exists ? *reinterpret_cast<const uint4*>(vector + e) : uint4{};
-  };
-  for (int index = thread; index < kPageTokens * (D / 8); index += L::kThreads) {
+  for (int index = thread; index < kPageTokens * (D / 8); index += threads) {
     const int slot = index / (D / 8), e = 8 * (index - slot * (D / 8));
-    const uint4 x = read(tokens.key(slot), e, slot < count);
-    store_key<D>({rescale(bf16, x.x, key_unit), rescale(bf16, x.y, key_unit), rescale(bf16, x.z, key_unit),
-                  rescale(bf16, x.w, key_unit)},
+    uint4 x{};
+    if (slot < count) x = *reinterpret_cast<const uint4*>(tokens.key(slot) + e);
+    store_key<D>({rescale(bf16, x.x, units.key), rescale(bf16, x.y, units.key), rescale(bf16, x.z, units.key),
+                  rescale(bf16, x.w, units.key)},
                  e, keys + tile_row(slot) * L::kPitch);
   }
-  for (int index = thread; index < kPageTokens / 8 * (D / 8); index += L::kThreads) {
-    const int chunk = index / (D / 8), e = 8 * (index - chunk * (D / 8));
-    uint4 token[8];
+  // 8 tokens of 4 coordinates; neighbouring threads write different chunks of one row.
+  for (int index = thread; index < kPageTokens / 8 * (D / 4); index += threads) {
+    const int chunk = index & 7, e = 4 * (index >> 3);
+    std::uint32_t token[8][2];
 #pragma unroll
     for (int k = 0; k < 8; ++k) {
-      const int slot = tile_token(8 * chunk + k);
-      token[k] = read(tokens.value(slot), e, slot < count);
+      const int slot = tile_token(8 * chunk) + tile_token(k);
+      uint2 two{};
+      if (slot < count) two = *reinterpret_cast<const uint2*>(tokens.value(slot) + e);
+      token[k][0] = two.x, token[k][1] = two.y;
     }
-    const auto element = [&](int k, int c) {
-      const std::uint32_t words[4] = {token[k].x, token[k].y, token[k].z, token[k].w};
-      const float x = widen(bf16, c % 2 == 0 ? words[c / 2] & 0xffffu : words[c / 2] >> 16) * value_unit;
-      return isfinite(x) ? x : 0.0f;
-    };
 #pragma unroll
-    for (int c = 0; c < 8; ++c)
-      *reinterpret_cast<uint4*>(values + (e + c) * L::kValuePitch + (chunk ^ value_swizzle(c)) * 16) = {
-          pack_half2(element(0, c), element(1, c)), pack_half2(element(2, c), element(3, c)),
-          pack_half2(element(4, c), element(5, c)), pack_half2(element(6, c), element(7, c))};
+    for (int c = 0; c < 4; ++c) {
+      float x[8];
+#pragma unroll
+      for (int k = 0; k < 8; ++k) {
+        x[k] = widen(bf16, c % 2 == 0 ? token[k][c / 2] & 0xffffu : token[k][c / 2] >> 16) * units.value;
+        if (!isfinite(x[k])) x[k] = 0.0f;
+      }
+      *reinterpret_cast<uint4*>(values + (e + c) * L::kValuePitch + (chunk ^ value_swizzle(e + c)) * 16) = {
+          pack_half2(x[0], x[1]), pack_half2(x[2], x[3]), pack_half2(x[4], x[5]), pack_half2(x[6], x[7])};
+    }
   }
   if (thread < kPageTokens) centred[thread] = 0.0f;
 }

@@ -20,6 +20,7 @@ struct Work {
   std::int64_t page_begin, first_from, recent_from, own_from;  // positions, page_begin a page index
   int pages_end, first_end, recent_end;                        // tile numbers where each kind ends
   int begin, end;                                              // this split's tile numbers
+  int whole_begin, whole_end;                                  // pages of which every row sees every token
 };
 
 // Row tile `index` of all the sequences with more than min_rows rows, in order: which sequence, and which of
@@ -96,6 +97,14 @@ __device__ inline Work make_work(const AttendArgs& a, int2 tile, int tile_rows, 
   const std::int64_t all = w.recent_end + tiles_for(w.own_from, w.length + w.own_tokens);
   w.begin = static_cast<int>(all * split / splits);
   w.end = static_cast<int>(all * (split + 1) / splits);
+
+  std::int64_t whole_from = w.span.first_end;  // what the last query sees
+  if (a.window > 0) {
+    const std::int64_t reach = w.length + w.last_query - a.window + 1;
+    if (reach > whole_from) whole_from = reach;
+  }
+  w.whole_begin = static_cast<int>((whole_from + kPageTokens - 1) / kPageTokens - w.page_begin);
+  w.whole_end = static_cast<int>(w.span.recent_start / kPageTokens - w.page_begin);
   return w;
 }
 
