@@ -9,10 +9,11 @@ namespace {
 
 constexpr int kLayers = 3, kSteps = 6, kRepeats = 50;
 
-// A decode loop over a few layers: attend, then encode of the same token, layer after layer, step after step.
+// A loop over a few layers: attend, then encode of the same `own` tokens a sequence, layer after layer, step
+// after step.
 class Loop {
  public:
-  explicit Loop(const Shape& shape) {
+  Loop(const Shape& shape, int own) {
     std::vector<int> history;
     for (int i = 0; i < shape.sequences; ++i) history.push_back(61 + i * 83 % 400);
     for (unsigned layer = 0; layer < kLayers; ++layer) {
@@ -24,7 +25,7 @@ class Loop {
       pristine_fringes_.emplace_back(world.fringe_halves);
       for (int step = 0; step < kSteps; ++step) {
         lengths_.emplace_back(world.lengths);
-        World::Call call = world.random_call(std::vector<int>(history.size(), 1));
+        World::Call call = world.random_call(std::vector<int>(history.size(), own));
         round_to(DType::kBF16, call);
         calls_.push_back(std::make_unique<DeviceCall>(call, DType::kBF16));
         AttendArgs a = device(0).attend_args(*calls_.back());
@@ -95,8 +96,8 @@ class Loop {
   std::vector<DeviceAttended> results_;
 };
 
-void expect_equal_runs(const Shape& shape, bool encodes) {
-  Loop loop(shape);
+void expect_equal_runs(const Shape& shape, int own, bool encodes) {
+  Loop loop(shape, own);
   loop.reset();
   loop.run(false, encodes, true);
   const auto expected = loop.outputs();
@@ -126,22 +127,28 @@ Shape shape_of(int head_dim, int sequences, int fringe) {
   shape.format = {head_dim, 4, 4};
   shape.sequences = sequences;
   shape.group = 4;
+  shape.max_pages = 10;
   shape.fringe_first = fringe > 0 ? 4 : 0;
   shape.fringe_recent = fringe;
   return shape;
 }
 
 TEST(Overlap, OfDecodeStepsChangesNoBit) {
-  for (const int fringe : {0, 28}) expect_equal_runs(shape_of(128, 5, fringe), true);
+  for (const int fringe : {0, 28}) expect_equal_runs(shape_of(128, 5, fringe), 1, true);
 }
 
 TEST(Overlap, OfAFewSequencesOrManyChangesNoBit) {
-  expect_equal_runs(shape_of(64, 1, 28), true);
-  expect_equal_runs(shape_of(96, 40, 28), true);
+  expect_equal_runs(shape_of(64, 1, 28), 1, true);
+  expect_equal_runs(shape_of(96, 40, 28), 1, true);
+}
+
+TEST(Overlap, OfChunksChangesNoBit) {
+  expect_equal_runs(shape_of(128, 3, 28), 20, true);
+  expect_equal_runs(shape_of(112, 3, 28), 3, true);
 }
 
 TEST(Overlap, OfAttendAfterAttendChangesNoBit) {
-  expect_equal_runs(shape_of(128, 3, 28), false);
+  for (const int own : {1, 20}) expect_equal_runs(shape_of(128, 3, 28), own, false);
 }
 
 }  // namespace
