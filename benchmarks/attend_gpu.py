@@ -49,10 +49,21 @@ def measure_all(todo: list[rows.Row], args: argparse.Namespace, clock: timing.Cl
     return report.complete(measured, todo, copy_gb_s)
 
 
+def launch_only(todo: list[rows.Row], own_tokens: bool) -> None:
+    """Each row's verb on two cold buffers, checking and timing nothing: for a profiler to look at."""
+    for row in todo:
+        pool = problem.Pool(row, problem.pool_pages([row]), "cuda")
+        for launch in problem.Problem(row, pool, problem.buffers_for(row), own_tokens).launches(settled=False)[:2]:
+            launch()
+        torch.cuda.synchronize()
+        print(row.name)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="", metavar="REGEX", help="only rows whose name matches")
     parser.add_argument("--map", action="store_true", help="times over batch and length instead of the rows")
+    parser.add_argument("--launch-only", action="store_true", help="launch the rows, and only that: for a profiler")
     parser.add_argument("--quick", action="store_true", help="3 replays, no single calls, one baseline")
     parser.add_argument("--no-baselines", action="store_true", help="do not time torch's SDPA")
     parser.add_argument("--history-only", action="store_true", help="attend without the call's own keys and values")
@@ -65,6 +76,9 @@ def main() -> int:
     if not torch.cuda.is_available():
         parser.error("torch sees no GPU")
     ops.load(args.libraries)
+    if args.launch_only:
+        launch_only([row for row in rows.rows() if re.search(args.rows, row.name)], not args.history_only)
+        return 0
     clock = timing.Clock(replays=3 if args.quick else 8)
     result = {"schema": report.SCHEMA, "benchmark": "attend_gpu_map" if args.map else "attend_gpu"} | facts.device_facts(clock)
     result |= {"commit": args.commit, "flags": sys.argv[1:], "fringe": list(rows.FRINGE)} | facts.bandwidths(clock)
