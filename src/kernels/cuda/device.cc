@@ -15,7 +15,6 @@ cudaError_t read_limits(int device, DeviceLimits& out) {
     int* where;
   } attributes[] = {{cudaDevAttrMultiProcessorCount, &out.sm_count},
                     {cudaDevAttrMaxSharedMemoryPerBlockOptin, &out.shared_bytes},
-                    {cudaDevAttrMaxSharedMemoryPerMultiprocessor, &out.sm_shared_bytes},
                     {cudaDevAttrComputeCapabilityMajor, &out.major},
                     {cudaDevAttrComputeCapabilityMinor, &out.minor}};
   for (const auto& attribute : attributes)

@@ -13,8 +13,7 @@ namespace turboquant::kernels::cuda {
 // What the schedules need to know of a device; read once.
 struct DeviceLimits {
   int sm_count = 0;
-  int shared_bytes = 0;     // largest dynamic shared memory of a block
-  int sm_shared_bytes = 0;  // of a multiprocessor
+  int shared_bytes = 0;  // largest dynamic shared memory of a block
   int major = 0, minor = 0;
 };
 Result<DeviceLimits> device_limits(int device);

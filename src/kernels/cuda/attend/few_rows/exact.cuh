@@ -80,7 +80,8 @@ __device__ __forceinline__ void attend_exact(const Params& p, std::uint8_t* tile
 #pragma unroll
     for (int t = 0; t < S::kTiles; ++t) {
       std::uint32_t b0, b1;
-      bytes_to_halves(queries.get(t, w).x, b0, b1);
+      const QueryOperand b = queries.get(t, w / 2);
+      bytes_to_halves(w % 2 == 0 ? b.q0 : b.q1, b0, b1);
       mma_f16(c[t], a, b0, b1);
     }
   }

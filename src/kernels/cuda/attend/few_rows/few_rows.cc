@@ -32,6 +32,14 @@ struct Plan {
   int ctas_per_head = 1, stages = 0, slot_bytes = 0, shared_bytes = 0;
 };
 
+// At most `most` CTAs a KV head, and so many that sequences of equal lengths end where CTAs end, if that
+// leaves few multiprocessors idle: a CTA with parts of two sequences pays for two merges.
+int aligned_ctas(int most, int sequences) {
+  const int aligned = sequences <= most ? most / sequences * sequences
+                                        : (sequences + (sequences - 1) / most) / ((sequences - 1) / most + 1);
+  return aligned * 10 >= most * 9 ? aligned : most;
+}
+
 // stages is 0 where not even one slot a stream fits.
 Plan make_plan(const PageFormat& format, const Config& config, int kv_heads, int sequences,
                const DeviceLimits& limits) {
@@ -41,14 +49,9 @@ Plan make_plan(const PageFormat& format, const Config& config, int kv_heads, int
   plan.footprint = plan.instance->footprint(config, sequences);
   plan.slot_bytes = std::max(static_cast<int>(format.page_bytes()), kExactTokens * 4 * format.head_dim);
   const int a_stage = plan.footprint.streams * plan.slot_bytes;
-  constexpr int kReserved = 1024;  // of each CTA, by the driver
-  int ctas_per_sm = kCtasPerSm;
-  for (; ctas_per_sm > 0 && plan.stages == 0; --ctas_per_sm) {
-    const int bytes = std::min(limits.shared_bytes, limits.sm_shared_bytes / ctas_per_sm - kReserved);
-    plan.stages = std::clamp((bytes - plan.footprint.fixed_bytes) / a_stage, 0, kMaxStages);
-    if (plan.stages * plan.slot_bytes < plan.footprint.part_floats * 4) plan.stages = 0;
-    plan.ctas_per_head = std::max(1, limits.sm_count * ctas_per_sm / kv_heads);
-  }
+  plan.stages = std::clamp((limits.shared_bytes - plan.footprint.fixed_bytes) / a_stage, 0, kMaxStages);
+  if (plan.stages * plan.slot_bytes < plan.footprint.part_floats * 4) plan.stages = 0;
+  plan.ctas_per_head = aligned_ctas(std::max(1, limits.sm_count / kv_heads), sequences);
   plan.shared_bytes = plan.stages * a_stage + plan.footprint.fixed_bytes;
   return plan;
 }

@@ -45,13 +45,12 @@ __device__ __forceinline__ void store_part(const Params& p, const Running<S>& ru
 // token first_token: x their sums; lane r has row r's maximum and sum of weights.
 template <class S, int kRows>
 __device__ __forceinline__ void finish_rows(const Params& p, int first_token, int rows, int row, int kv_head,
+                                            const float (&signs)[kEach<S::kDim>],
                                             RowsInLanes<S::kDim, kRows>& x, float* staged, float maximum,
                                             float sum) {
   constexpr float kLog2e = 1.442695041f, kLn2 = 0.6931471806f;
   const AttendArgs& a = p.a;
   const int lane = static_cast<int>(threadIdx.x & 31);
-  float signs[kEach<S::kDim>];
-  load_signs<S::kDim>(a.basis.value_signs + kv_head * S::kDim, signs);
   // Lane r: what row r is multiplied by, and its LSE.
   const int mine = min(row + lane % kRows, rows - 1), in_sequence = divide(mine, p.group_inverse);
   const int head = kv_head * p.group + mine - in_sequence * p.group;
@@ -86,6 +85,8 @@ __device__ __forceinline__ void finish_alone(const Params& p, const Sequence& se
                                              int kv_head, float* staged, const Running<S>& running) {
   const float half = p.a.pages.format.v_bits == 4 ? 0.5f : 0.0f;
   const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
+  float signs[kEach<S::kDim>];
+  load_signs<S::kDim>(p.a.basis.value_signs + kv_head * S::kDim, signs);
 #pragma unroll
   for (int t = 0; t < S::kTiles; ++t) {
     float sum = running.sum[t], half_steps = running.half_steps[t];
@@ -107,7 +108,7 @@ __device__ __forceinline__ void finish_alone(const Params& p, const Sequence& se
     __syncwarp();
     if (first_row + t * kTileRows < sequence.tokens * p.group)
       finish_rows<S, kTileRows>(p, sequence.first_token, sequence.tokens * p.group, first_row + t * kTileRows,
-                                kv_head, x, staged, running.maximum[t], sum);
+                                kv_head, signs, x, staged, running.maximum[t], sum);
   }
 }
 

@@ -13,12 +13,12 @@
 //   outputs queries.cuh   rotate, round          values.cuh    weights x codes          merge.cuh   parts of
 //   several warps
 //
-// Two CTAs of 4 warps an SM. Each stream (a warp, or several that share pages) walks its range of units on
+// A CTA of 8 warps an SM. Each stream (a warp, or several that share pages) walks its range of units on
 // its own: no barrier until all are done. docs/attend.md derives the design and says what was measured.
 namespace turboquant::kernels::cuda::few_rows {
 
 template <class S>
-__global__ void __launch_bounds__(kWarps * 32, kCtasPerSm) few_rows_kernel(const __grid_constant__ Params p) {
+__global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_constant__ Params p) {
   extern __shared__ __align__(128) std::uint8_t shared[];
   const int warp = uniform(static_cast<int>(threadIdx.x >> 5)), lane = static_cast<int>(threadIdx.x & 31);
   const int stream = warp / S::kSharing, in_stream = warp % S::kSharing;
@@ -68,6 +68,7 @@ __global__ void __launch_bounds__(kWarps * 32, kCtasPerSm) few_rows_kernel(const
   }
   let_next_kernel_start();
 
+  const Tables tables = tables_of(p.a.pages.format);
   Running<S> running;
   bool keeps_part = false;
 #pragma unroll 1
@@ -76,7 +77,7 @@ __global__ void __launch_bounds__(kWarps * 32, kCtasPerSm) few_rows_kernel(const
     const Segment segment = segment_of<S>(p, sums, unit, sequence);
     const int first_row = segment.tile * S::kTileTotal + in_stream * S::kRows;
     Queries<S> queries;
-    queries.shared = reinterpret_cast<uint2*>(queries_shared + warp * S::kQueryBytes);
+    queries.shared = reinterpret_cast<uint4*>(queries_shared + warp * S::kQueryBytes);
     FirstRows<S> rows;
     load_signs<S::kDim>(p.a.basis.query_signs + kv_head * S::kDim, rows.signs);
     load_tile<S>(p, sequence, first_row, kv_head, rows.x);
@@ -93,10 +94,10 @@ __global__ void __launch_bounds__(kWarps * 32, kCtasPerSm) few_rows_kernel(const
         const int position = (sequence.page_begin + k) * kPageTokens;
         float scores[S::kTiles][8];
         Weights<S> weights;
-        page_scores<S>(p, tile, queries, scores);
+        page_scores<S>(p, tables, tile, queries, scores);
         weigh_page<S>(p, tile, queries, position, max(sequence.first_end - position, 0),
                       min(sequence.recent_start - position, kPageTokens), scores, running, weights);
-        add_page_values<S>(p, tile, weights, running);
+        add_page_values<S>(p, tables, tile, weights, running);
       } else {
         const int piece = k - pages;
         attend_exact_unit<S>(p, sequence, piece < sequence.pieces ? piece : -1, kv_head, in_stream == 0,

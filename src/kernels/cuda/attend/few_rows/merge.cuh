@@ -121,6 +121,8 @@ __device__ __forceinline__ void merge_streams(const Cta<S>& cta) {
     const int first = cta.records[0].end > 0 ? 0 : 1;
     if (cta.records[first].end > 0 && cta.records[first].begin < cta.begin) which = first;
   }
+  float signs[kEach<S::kDim>];
+  load_signs<S::kDim>(cta.p.a.basis.value_signs + cta.kv_head * S::kDim, signs);
   int task = 0;
 #pragma unroll 1
   for (std::uint32_t groups = __ballot_sync(~0u, which >= 0); groups != 0; groups &= groups - 1) {
@@ -138,7 +140,7 @@ __device__ __forceinline__ void merge_streams(const Cta<S>& cta) {
       Merged<S> merged = merge_row<S>(row, last - first + 1, part_at);
       if (begin >= cta.begin && end <= cta.end) {
         finish_rows<S, 1>(cta.p, segment.first_token, segment.rows, segment.first_row + row, cta.kv_head,
-                          merged.values, cta.staged, merged.maximum, merged.sum);
+                          signs, merged.values, cta.staged, merged.maximum, merged.sum);
         continue;
       }
       const Part<S> out = cta.cta_part(cta.index, begin >= cta.begin);
@@ -172,14 +174,14 @@ __device__ __forceinline__ void merge_ctas(const Cta<S>& cta, int* arrived) {
       const int begin = cta.ctas.part_of(cta.records[which].begin);
       const int count = cta.ctas.part_of(cta.records[which].end - 1) - begin + 1;
       int* counter = cta.p.arrivals + cta.kv_head * cta.p.ctas_per_head + begin;
-      __threadfence();
-      is_last = atomicAdd(counter, 1) == count - 1 ? 1 : 0;
+      is_last = add_and_order(counter) == count - 1 ? 1 : 0;
       if (is_last != 0) *counter = 0;
-      __threadfence();
     }
     arrived[threadIdx.x] = is_last;
   }
   __syncthreads();
+  float signs[kEach<S::kDim>];
+  load_signs<S::kDim>(cta.p.a.basis.value_signs + cta.kv_head * S::kDim, signs);
 #pragma unroll 1
   for (int k = 0; k < 2; ++k) {
     if (uniform(arrived[k]) == 0) continue;
@@ -190,7 +192,7 @@ __device__ __forceinline__ void merge_ctas(const Cta<S>& cta, int* arrived) {
 #pragma unroll 1
     for (int row = warp; row < min(rows, S::kTileTotal); row += kWarps) {
       Merged<S> merged = merge_row<S>(row, count, [&](int j) { return cta.cta_part(begin + j, j == 0); });
-      finish_rows<S, 1>(cta.p, segment.first_token, segment.rows, segment.first_row + row, cta.kv_head,
+      finish_rows<S, 1>(cta.p, segment.first_token, segment.rows, segment.first_row + row, cta.kv_head, signs,
                         merged.values, cta.staged, merged.maximum, merged.sum);
     }
   }

@@ -7,8 +7,7 @@
 // KV head; a row tile is up to kTiles * 4 rows a warp, times the warps that share a stream of pages.
 namespace turboquant::kernels::cuda::few_rows {
 
-inline constexpr int kWarps = 4;            // of a CTA
-inline constexpr int kCtasPerSm = 2;        // while one starts or merges, the other reads
+inline constexpr int kWarps = 8;            // of a CTA; a multiprocessor holds one
 inline constexpr int kTileRows = 4;         // an MMA's 8 columns: 4 rows x {high byte, low byte}
 inline constexpr int kMaxSequences = 4096;  // of a call
 inline constexpr int kMaxStages = 4;

@@ -12,31 +12,44 @@
 // low).
 namespace turboquant::kernels::cuda::few_rows {
 
+// 32 coordinates of a column, as registers b0 and b1; of q, and of -q, because 4-bit keys come as two
+// products.
+struct QueryOperand {
+  std::uint32_t q0, q1, minus0, minus1;
+};
+
 template <class S>
 struct Queries {
-  // Operands of coordinates 16 w .. 16 w + 15: lane 4 g + q has column g, coordinates 16 w + 4 q .. + 3; of
-  // q, and of -q, because 4-bit keys come as two products. In registers, or where those are short in shared
-  // memory.
+  // Lane 4 g + q has column g; word w: coordinates 16 w + 4 q .. + 3. In registers, or where those are short
+  // in shared memory.
   static constexpr bool kInShared = S::kQueriesInShared;
+  static constexpr int kPairs = (S::kQueryWords + 1) / 2;
   std::uint32_t words[kInShared ? 1 : S::kTiles][S::kQueryWords],
       negated[kInShared ? 1 : S::kTiles][S::kQueryWords];
-  uint2* shared;  // [kTiles][kQueryWords][32 lanes]
+  uint4* shared;  // [kTiles][kPairs][32 lanes]
 
-  __device__ __forceinline__ uint2* at(int tile, int w) const {
-    return shared + (tile * S::kQueryWords + w) * 32 + (threadIdx.x & 31);
+  __device__ __forceinline__ uint4* at(int tile, int pair) const {
+    return shared + (tile * kPairs + pair) * 32 + (threadIdx.x & 31);
   }
   __device__ __forceinline__ void set(int tile, int w, std::uint32_t word, std::uint32_t minus) {
     if constexpr (kInShared) {
-      *at(tile, w) = {word, minus};
+      auto* parts = reinterpret_cast<std::uint32_t*>(at(tile, w / 2));
+      parts[w % 2] = word;
+      parts[2 + w % 2] = minus;
     } else {
       words[tile][w] = word;
       negated[tile][w] = minus;
     }
   }
-  // x: the operand of q; y: of -q.
-  __device__ __forceinline__ uint2 get(int tile, int w) const {
-    if constexpr (kInShared) return *at(tile, w);
-    else return {words[tile][w], negated[tile][w]};
+  // Words 2 pair and 2 pair + 1; where there is no such second word, its products are with zeros of the keys.
+  __device__ __forceinline__ QueryOperand get(int tile, int pair) const {
+    if constexpr (kInShared) {
+      const uint4 x = *at(tile, pair);
+      return {x.x, x.y, x.z, x.w};
+    } else {
+      const int w = 2 * pair, next = w + 1 < S::kQueryWords ? w + 1 : w;
+      return {words[tile][w], words[tile][next], negated[tile][w], negated[tile][next]};
+    }
   }
   // Of row q of each tile, as lane 4 g + q holds its scores:
   float unit[S::kTiles];              // what an integer score stands for

@@ -74,7 +74,8 @@ struct KeyChunk {
       return load_words<kRowBits / 32>(row + q * (kRowBits / 32));
     }
   }
-  __device__ KeyChunk(const std::uint8_t* page, int token, int q) {
+  KeyChunk() = default;
+  __device__ __forceinline__ KeyChunk(const std::uint8_t* page, int token, int q) {
     main = load<kMainBits>(page, token, q);
     if constexpr (kBits == 3) signs = load<1>(page + 16 * S::kDim, token, q);
   }
@@ -85,50 +86,53 @@ struct KeyChunk {
   }
 };
 
-// Adds the products of the plane of kWidth coordinates from kFirst on, and of those after it. The four tiles
-// of tokens are independent chains of products: they go side by side.
+// Adds the products of the plane of kWidth coordinates from kFirst on, and of those after it. Tiles of 16
+// tokens are independent chains of products, so several go side by side: as many as registers allow.
 template <class S, int kBits, int kFirst>
-__device__ __forceinline__ void add_plane(const std::uint8_t* page, const Queries<S>& queries,
-                                          int (&c)[4][S::kTiles][4]) {
-  constexpr int kWidth = core::plane_of(S::kDim, kFirst).width;
+__device__ __forceinline__ void add_plane(const std::uint8_t* page, const ByteTable& table,
+                                          const Queries<S>& queries, int (&c)[4][S::kTiles][4]) {
+  constexpr int kWidth = core::plane_of(S::kDim, kFirst).width, kTogether = S::kTiles == 4 ? 2 : 4;
   constexpr bool kHalf = kWidth == 16;
-  constexpr ByteTable kTable = byte_table(core::key_table(kBits));
+  constexpr int kSigns = kBits == 4 ? 2 : 1;
   using Chunk = KeyChunk<S, kBits, kFirst, kWidth>;
   const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
-  const Chunk upper[4] = {{page, g, q}, {page, 16 + g, q}, {page, 32 + g, q}, {page, 48 + g, q}};
-  const Chunk lower[4] = {{page, 8 + g, q}, {page, 24 + g, q}, {page, 40 + g, q}, {page, 56 + g, q}};
 #pragma unroll
-  for (int i = 0; i < (kWidth + 31) / 32; ++i) {
-    constexpr int kSigns = kBits == 4 ? 2 : 1;
-    uint2 first[S::kTiles], second[S::kTiles];
+  for (int begin = 0; begin < 4; begin += kTogether) {
+    Chunk upper[kTogether], lower[kTogether];
 #pragma unroll
-    for (int t = 0; t < S::kTiles; ++t) {
-      first[t] = queries.get(t, kFirst / 16 + 2 * i);
-      second[t] = kHalf ? uint2{0, 0} : queries.get(t, kFirst / 16 + 2 * i + (kHalf ? 0 : 1));
+    for (int m = 0; m < kTogether; ++m) {
+      upper[m] = Chunk(page, 16 * (begin + m) + g, q);
+      lower[m] = Chunk(page, 16 * (begin + m) + 8 + g, q);
     }
 #pragma unroll
-    for (int sign = 0; sign < kSigns; ++sign) {
+    for (int i = 0; i < (kWidth + 31) / 32; ++i) {
+      QueryOperand b[S::kTiles];
 #pragma unroll
-      for (int m = 0; m < 4; ++m) {
-        std::uint32_t x = upper[m].selector(i), y = lower[m].selector(i);
-        if (sign == 1) {  // a magnitude is below 128: PRMT gives 0 where the sign bit is set
-          x ^= 0x88888888u;
-          y ^= 0x88888888u;
-        }
-        const OperandA a{{prmt(kTable.low, kTable.high, x), prmt(kTable.low, kTable.high, y),
-                          kHalf ? 0 : prmt(kTable.low, kTable.high, x >> 16),
-                          kHalf ? 0 : prmt(kTable.low, kTable.high, y >> 16)}};
+      for (int t = 0; t < S::kTiles; ++t) b[t] = queries.get(t, kFirst / 32 + i);
 #pragma unroll
-        for (int t = 0; t < S::kTiles; ++t) {
-          const std::uint32_t b0 = sign == 0 ? first[t].x : first[t].y,
-                              b1 = sign == 0 ? second[t].x : second[t].y;
-          if (kFirst == 0 && i == 0 && sign == 0) mma_s8_s8<true>(c[m][t], a, b0, b1);
-          else mma_s8_s8<false>(c[m][t], a, b0, b1);
+      for (int sign = 0; sign < kSigns; ++sign) {
+#pragma unroll
+        for (int m = 0; m < kTogether; ++m) {
+          std::uint32_t x = upper[m].selector(i), y = lower[m].selector(i);
+          if (sign == 1) {  // a magnitude is below 128: PRMT gives 0 where the sign bit is set
+            x ^= 0x88888888u;
+            y ^= 0x88888888u;
+          }
+          const OperandA a{{prmt(table.low, table.high, x), prmt(table.low, table.high, y),
+                            kHalf ? 0 : prmt(table.low, table.high, x >> 16),
+                            kHalf ? 0 : prmt(table.low, table.high, y >> 16)}};
+#pragma unroll
+          for (int t = 0; t < S::kTiles; ++t) {
+            const std::uint32_t b0 = sign == 0 ? b[t].q0 : b[t].minus0,
+                                b1 = sign == 0 ? b[t].q1 : b[t].minus1;
+            if (kFirst == 0 && i == 0 && sign == 0) mma_s8_s8<true>(c[begin + m][t], a, b0, b1);
+            else mma_s8_s8<false>(c[begin + m][t], a, b0, b1);
+          }
         }
       }
     }
   }
-  if constexpr (kFirst + kWidth < S::kDim) add_plane<S, kBits, kFirst + kWidth>(page, queries, c);
+  if constexpr (kFirst + kWidth < S::kDim) add_plane<S, kBits, kFirst + kWidth>(page, table, queries, c);
 }
 
 // The centre's products with the queries: a tile of which only row 0 is used.
@@ -147,9 +151,9 @@ __device__ __forceinline__ void centre_products(const std::uint8_t* centre, cons
     }
 #pragma unroll
     for (int t = 0; t < S::kTiles; ++t) {
-      const std::uint32_t b0 = queries.get(t, w).x, b1 = whole ? queries.get(t, whole ? w + 1 : w).x : 0;
-      if (w == 0) mma_s8_s8<true>(c[t], a, b0, b1);
-      else mma_s8_s8<false>(c[t], a, b0, b1);
+      const QueryOperand b = queries.get(t, w / 2);
+      if (w == 0) mma_s8_s8<true>(c[t], a, b.q0, b.q1);
+      else mma_s8_s8<false>(c[t], a, b.q0, b.q1);
     }
   }
 }
@@ -160,11 +164,12 @@ __device__ __forceinline__ float half_bits_to_float(std::uint32_t bits) {
 
 // scores[t][j]: row q of tile t against token g + 8 j, times query_unit; before softcap and mask.
 template <class S>
-__device__ __forceinline__ void page_scores(const Params& p, const std::uint8_t* page,
+__device__ __forceinline__ void page_scores(const Params& p, const Tables& tables, const std::uint8_t* page,
                                             const Queries<S>& queries, float (&scores)[S::kTiles][8]) {
   const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
   int c[4][S::kTiles][4], centre[S::kTiles][4];
-  with_bits(p.a.pages.format.k_bits, [&](auto bits) { add_plane<S, bits.value, 0>(page, queries, c); });
+  with_bits(p.a.pages.format.k_bits,
+            [&](auto bits) { add_plane<S, bits.value, 0>(page, tables.keys, queries, c); });
   centre_products<S>(page + p.centre, queries, centre);
   const Words scales = load_words<16>(page + p.k_scales + 16 * g);
   const float step = half_bits_to_float(*reinterpret_cast<const std::uint16_t*>(page + p.centre_step));

@@ -23,7 +23,8 @@ struct Shape {
   static constexpr int kSums = kDim / 8;         // coordinates of a row a lane sums: 2 of each 16
   static constexpr int kStride = kDim + 16;      // of staged rows, in floats
   static constexpr bool kQueriesInShared = kTiles == 4;  // beside 16 rows of sums
-  static constexpr int kQueryBytes = kQueriesInShared ? kTiles * kQueryWords * 32 * 8 : 0;  // a warp
+  static constexpr int kQueryBytes =
+      kQueriesInShared ? kTiles * (kQueryWords + 1) / 2 * 32 * 16 : 0;  // a warp
   static constexpr int kPartFloats = kTileTotal * (kDim + 2);
   static_assert(kDim % 16 == 0 && kWarps % kSharing == 0);
 };
@@ -44,6 +45,29 @@ constexpr ByteTable byte_table(const core::CodeTable& table) {
     (code < 4 ? out.low : out.high) |= static_cast<std::uint32_t>(value & 255) << code % 4 * 8;
   }
   return out;
+}
+
+// The tables of a format, in registers that the compiler cannot see through: it would build constants anew,
+// by a move, for each use.
+struct Tables {
+  ByteTable keys, values;
+};
+__device__ __forceinline__ std::uint32_t in_register(std::uint32_t x) {
+  asm volatile("mov.b32 %0, %0;" : "+r"(x));
+  return x;
+}
+__device__ __forceinline__ ByteTable in_registers(const ByteTable& table) {
+  return {in_register(table.low), in_register(table.high)};
+}
+__device__ __forceinline__ Tables tables_of(const PageFormat& format) {
+  constexpr ByteTable kKeys[] = {byte_table(core::kEither2), byte_table(core::kEither3),
+                                 byte_table(core::kKey4)};
+  constexpr ByteTable kValues[] = {byte_table(core::kEither2), byte_table(core::kEither3),
+                                   byte_table(core::kValue4)};
+  const auto choose = [](int bits, const ByteTable(&of)[3]) {
+    return bits == 4 ? of[2] : bits == 3 ? of[1] : of[0];
+  };
+  return {in_registers(choose(format.k_bits, kKeys)), in_registers(choose(format.v_bits, kValues))};
 }
 
 // A dynamic shared memory block, cut into: rings, queries, staged rows, barriers, sums of units.

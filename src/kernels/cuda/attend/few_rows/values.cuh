@@ -22,26 +22,26 @@ struct ValueBlock {
   }
 
   // Codes of unit j, tokens 32 i + 8 n + 2 q + h for h = 0 and 1, as bytes.
-  __device__ __forceinline__ void bytes(int j, int i, std::uint32_t& even, std::uint32_t& odd) const {
-    constexpr ByteTable kTable = byte_table(core::value_table(kBits));
+  __device__ __forceinline__ void bytes(const ByteTable& table, int j, int i, std::uint32_t& even,
+                                        std::uint32_t& odd) const {
     if constexpr (kBits == 4) {  // m, or its complement -m - 1 where the sign bit is set
       const std::uint32_t w = half[i].word[j], m = w & 0x77777777u, up = w << 4;
-      even = prmt(kTable.low, kTable.high, m) ^ prmt(up, w, 0xd9c8);
-      odd = prmt(kTable.low, kTable.high, m >> 16) ^ prmt(up, w, 0xfbea);
+      even = prmt(table.low, table.high, m) ^ prmt(up, w, 0xd9c8);
+      odd = prmt(table.low, table.high, m >> 16) ^ prmt(up, w, 0xfbea);
     } else {
       std::uint32_t w = half[0].word[j] >> (2 * i) & 0x33333333u;
       if constexpr (kBits == 3) {
         const Words unit{{signs.word[j / 2] >> (16 * (j % 2)) & 0xffffu}};
         w |= selectors<16, 1>(unit, i) << 2;
       }
-      even = prmt(kTable.low, kTable.high, w);
-      odd = prmt(kTable.low, kTable.high, w >> 16);
+      even = prmt(table.low, table.high, w);
+      odd = prmt(table.low, table.high, w >> 16);
     }
   }
 };
 
 template <class S, int kBits, int kUnits>
-__device__ __forceinline__ void add_value_block(const std::uint8_t* area, int block,
+__device__ __forceinline__ void add_value_block(const std::uint8_t* area, const ByteTable& table, int block,
                                                 const Weights<S>& weights, Running<S>& running) {
   const ValueBlock<S, kBits, kUnits> codes(area, block, static_cast<int>(threadIdx.x & 31));
 #pragma unroll
@@ -49,8 +49,8 @@ __device__ __forceinline__ void add_value_block(const std::uint8_t* area, int bl
     OperandA a[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      codes.bytes(2 * half, i, a[i].x[0], a[i].x[2]);
-      codes.bytes(2 * half + 1, i, a[i].x[1], a[i].x[3]);
+      codes.bytes(table, 2 * half, i, a[i].x[0], a[i].x[2]);
+      codes.bytes(table, 2 * half + 1, i, a[i].x[1], a[i].x[3]);
     }
     const int at = 2 * (2 * block + half);
 #pragma unroll
@@ -67,14 +67,16 @@ __device__ __forceinline__ void add_value_block(const std::uint8_t* area, int bl
 }
 
 template <class S>
-__device__ __forceinline__ void add_page_values(const Params& p, const std::uint8_t* page,
-                                                const Weights<S>& weights, Running<S>& running) {
+__device__ __forceinline__ void add_page_values(const Params& p, const Tables& tables,
+                                                const std::uint8_t* page, const Weights<S>& weights,
+                                                Running<S>& running) {
   with_bits(p.a.pages.format.v_bits, [&](auto bits) {
     const std::uint8_t* area = page + p.v_codes;
 #pragma unroll
     for (int block = 0; block < S::kDim / 32; ++block)
-      add_value_block<S, bits.value, 4>(area, block, weights, running);
-    if constexpr (S::kDim % 32 != 0) add_value_block<S, bits.value, 2>(area, S::kDim / 32, weights, running);
+      add_value_block<S, bits.value, 4>(area, tables.values, block, weights, running);
+    if constexpr (S::kDim % 32 != 0)
+      add_value_block<S, bits.value, 2>(area, tables.values, S::kDim / 32, weights, running);
   });
 }
 
