@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_c
     for (; unit < end; ++unit) {
       const int k = unit - segment.begin;
       std::uint8_t* tile = ring.wait();
-      if (k < pages) {
+      if (k < pages) [[likely]] {
         const int position = (sequence.page_begin + k) * kPageTokens;
         float scores[S::kTiles][8];
         Weights<S> weights;

@@ -81,14 +81,14 @@ __device__ __forceinline__ void weigh_page(const Params& p, const std::uint8_t* 
   float scales[8];
 #pragma unroll
   for (int j = 0; j < 8; ++j) scales[j] = half_bits_to_float(packed.word[j / 2] >> (16 * (j % 2)) & 0xffffu);
-  if (p.cap > 0) {
+  if (p.cap > 0) [[unlikely]] {
 #pragma unroll
     for (int t = 0; t < S::kTiles; ++t)
 #pragma unroll
       for (int j = 0; j < 8; ++j) scores[t][j] = soft_cap(scores[t][j], p.cap);
   }
   if (begin > 0 || end < kPageTokens || queries.lowest_of_all != queries.highest_of_all ||
-      queries.highest_of_all > position) {
+      queries.highest_of_all > position) [[unlikely]] {
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
       const int slot = g + 8 * j;
@@ -103,7 +103,7 @@ __device__ __forceinline__ void weigh_page(const Params& p, const std::uint8_t* 
 #pragma unroll
   for (int j = 0; j < 8; ++j) largest = max(largest, __float_as_uint(scales[j]));
   largest = __reduce_max_sync(~0u, largest);
-  if (largest > 0x7f800000u) {  // a NaN token: rows that see it become NaN, for others its value is 0
+  if (largest > 0x7f800000u) [[unlikely]] {  // a NaN token: rows that see it become NaN, for others its value is 0
     largest = 0;
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
