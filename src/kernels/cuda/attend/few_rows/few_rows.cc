@@ -49,7 +49,8 @@ Plan make_plan(const PageFormat& format, const Config& config, int kv_heads, int
   plan.footprint = plan.instance->footprint(config, sequences);
   plan.slot_bytes = std::max(static_cast<int>(format.page_bytes()), kExactTokens * 4 * format.head_dim);
   const int a_stage = plan.footprint.streams * plan.slot_bytes;
-  plan.stages = std::clamp((limits.shared_bytes - plan.footprint.fixed_bytes) / a_stage, 0, kMaxStages);
+  const int most = kSlotsAWarp * config.sharing;
+  plan.stages = std::clamp((limits.shared_bytes - plan.footprint.fixed_bytes) / a_stage, 0, most);
   if (plan.stages * plan.slot_bytes < plan.footprint.part_floats * 4) plan.stages = 0;
   plan.ctas_per_head = aligned_ctas(std::max(1, limits.sm_count / kv_heads), sequences);
   plan.shared_bytes = plan.stages * a_stage + plan.footprint.fixed_bytes;

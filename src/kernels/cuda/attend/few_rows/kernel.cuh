@@ -92,12 +92,18 @@ __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_c
       std::uint8_t* tile = ring.wait();
       if (k < pages) [[likely]] {
         const int position = (sequence.page_begin + k) * kPageTokens;
-        float scores[S::kTiles][8];
-        Weights<S> weights;
-        page_scores<S>(p, tables, tile, queries, scores);
-        weigh_page<S>(p, tile, queries, position, max(sequence.first_end - position, 0),
-                      min(sequence.recent_start - position, kPageTokens), scores, running, weights);
-        add_page_values<S>(p, tables, tile, weights, running);
+        const int begin = max(sequence.first_end - position, 0),
+                  stop = min(sequence.recent_start - position, kPageTokens);
+        float about_centre[S::kTiles];
+        centre_scores<S>(p, tile, queries, about_centre);
+#pragma unroll 1
+        for (int token = 0; token < kPageTokens; token += S::kStep) {
+          float scores[S::kTiles][S::kScores];
+          Weights<S> weights;
+          step_scores<S>(p, tables, tile, token, queries, about_centre, scores);
+          weigh<S>(p, tile, token, queries, position, begin, stop, scores, running, weights);
+          add_values<S>(p, tables, tile, token, weights, running);
+        }
       } else {
         const int piece = k - pages;
         attend_exact_unit<S>(p, sequence, piece < sequence.pieces ? piece : -1, kv_head, in_stream == 0,

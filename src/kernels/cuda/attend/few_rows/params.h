@@ -10,7 +10,9 @@ namespace turboquant::kernels::cuda::few_rows {
 inline constexpr int kWarps = 8;            // of a CTA; a multiprocessor holds one
 inline constexpr int kTileRows = 4;         // an MMA's 8 columns: 4 rows x {high byte, low byte}
 inline constexpr int kMaxSequences = 4096;  // of a call
-inline constexpr int kMaxStages = 2;  // more start with a flood of copies that delays everything else
+inline constexpr int kSlotsAWarp =
+    2;  // of a ring: more begin a call with a flood of copies that delays all else
+inline constexpr int kMaxStages = 8;     // slots of a stream
 inline constexpr int kExactTokens = 16;  // of the fringe or the call's own, in one MMA
 
 struct Params {

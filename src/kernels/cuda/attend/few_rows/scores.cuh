@@ -86,53 +86,50 @@ struct KeyChunk {
   }
 };
 
-// Adds the products of the plane of kWidth coordinates from kFirst on, and of those after it. Tiles of 16
-// tokens are independent chains of products, so several go side by side: as many as registers allow.
+// Adds the products of the plane of kWidth coordinates from kFirst on, and of those after it, with the step's
+// tokens from `token` on. Tiles of 16 tokens are independent chains of products, which go side by side.
 template <class S, int kBits, int kFirst>
-__device__ __forceinline__ void add_plane(const std::uint8_t* page, const ByteTable& table,
-                                          const Queries<S>& queries, int (&c)[4][S::kTiles][4]) {
-  constexpr int kWidth = core::plane_of(S::kDim, kFirst).width, kTogether = S::kTiles == 4 ? 2 : 4;
+__device__ __forceinline__ void add_plane(const std::uint8_t* page, int token, const ByteTable& table,
+                                          const Queries<S>& queries, int (&c)[S::kStep / 16][S::kTiles][4]) {
+  constexpr int kWidth = core::plane_of(S::kDim, kFirst).width, kChains = S::kStep / 16;
   constexpr bool kHalf = kWidth == 16;
   constexpr int kSigns = kBits == 4 ? 2 : 1;
   using Chunk = KeyChunk<S, kBits, kFirst, kWidth>;
   const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
+  Chunk upper[kChains], lower[kChains];
 #pragma unroll
-  for (int begin = 0; begin < 4; begin += kTogether) {
-    Chunk upper[kTogether], lower[kTogether];
+  for (int m = 0; m < kChains; ++m) {
+    upper[m] = Chunk(page, token + 16 * m + g, q);
+    lower[m] = Chunk(page, token + 16 * m + 8 + g, q);
+  }
 #pragma unroll
-    for (int m = 0; m < kTogether; ++m) {
-      upper[m] = Chunk(page, 16 * (begin + m) + g, q);
-      lower[m] = Chunk(page, 16 * (begin + m) + 8 + g, q);
-    }
+  for (int i = 0; i < (kWidth + 31) / 32; ++i) {
+    QueryOperand b[S::kTiles];
 #pragma unroll
-    for (int i = 0; i < (kWidth + 31) / 32; ++i) {
-      QueryOperand b[S::kTiles];
+    for (int t = 0; t < S::kTiles; ++t) b[t] = queries.get(t, kFirst / 32 + i);
 #pragma unroll
-      for (int t = 0; t < S::kTiles; ++t) b[t] = queries.get(t, kFirst / 32 + i);
+    for (int sign = 0; sign < kSigns; ++sign) {
 #pragma unroll
-      for (int sign = 0; sign < kSigns; ++sign) {
+      for (int m = 0; m < kChains; ++m) {
+        std::uint32_t x = upper[m].selector(i), y = lower[m].selector(i);
+        if (sign == 1) {  // a magnitude is below 128: PRMT gives 0 where the sign bit is set
+          x ^= 0x88888888u;
+          y ^= 0x88888888u;
+        }
+        const OperandA a{{prmt(table.low, table.high, x), prmt(table.low, table.high, y),
+                          kHalf ? 0 : prmt(table.low, table.high, x >> 16),
+                          kHalf ? 0 : prmt(table.low, table.high, y >> 16)}};
 #pragma unroll
-        for (int m = 0; m < kTogether; ++m) {
-          std::uint32_t x = upper[m].selector(i), y = lower[m].selector(i);
-          if (sign == 1) {  // a magnitude is below 128: PRMT gives 0 where the sign bit is set
-            x ^= 0x88888888u;
-            y ^= 0x88888888u;
-          }
-          const OperandA a{{prmt(table.low, table.high, x), prmt(table.low, table.high, y),
-                            kHalf ? 0 : prmt(table.low, table.high, x >> 16),
-                            kHalf ? 0 : prmt(table.low, table.high, y >> 16)}};
-#pragma unroll
-          for (int t = 0; t < S::kTiles; ++t) {
-            const std::uint32_t b0 = sign == 0 ? b[t].q0 : b[t].minus0,
-                                b1 = sign == 0 ? b[t].q1 : b[t].minus1;
-            if (kFirst == 0 && i == 0 && sign == 0) mma_s8_s8<true>(c[begin + m][t], a, b0, b1);
-            else mma_s8_s8<false>(c[begin + m][t], a, b0, b1);
-          }
+        for (int t = 0; t < S::kTiles; ++t) {
+          const std::uint32_t b0 = sign == 0 ? b[t].q0 : b[t].minus0, b1 = sign == 0 ? b[t].q1 : b[t].minus1;
+          if (kFirst == 0 && i == 0 && sign == 0) mma_s8_s8<true>(c[m][t], a, b0, b1);
+          else mma_s8_s8<false>(c[m][t], a, b0, b1);
         }
       }
     }
   }
-  if constexpr (kFirst + kWidth < S::kDim) add_plane<S, kBits, kFirst + kWidth>(page, table, queries, c);
+  if constexpr (kFirst + kWidth < S::kDim)
+    add_plane<S, kBits, kFirst + kWidth>(page, token, table, queries, c);
 }
 
 // The centre's products with the queries: a tile of which only row 0 is used.
@@ -162,28 +159,49 @@ __device__ __forceinline__ float half_bits_to_float(std::uint32_t bits) {
   return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
 }
 
-// scores[t][j]: row q of tile t against token g + 8 j, times query_unit; before softcap and mask.
+// out[t]: row q of tile t against the page's centre, times query_unit.
 template <class S>
-__device__ __forceinline__ void page_scores(const Params& p, const Tables& tables, const std::uint8_t* page,
-                                            const Queries<S>& queries, float (&scores)[S::kTiles][8]) {
-  const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
-  int c[4][S::kTiles][4], centre[S::kTiles][4];
-  with_bits(p.a.pages.format.k_bits,
-            [&](auto bits) { add_plane<S, bits.value, 0>(page, tables.keys, queries, c); });
-  centre_products<S>(page + p.centre, queries, centre);
-  const Words scales = load_words<16>(page + p.k_scales + 16 * g);
+__device__ __forceinline__ void centre_scores(const Params& p, const std::uint8_t* page,
+                                              const Queries<S>& queries, float (&out)[S::kTiles]) {
+  const int q = static_cast<int>(threadIdx.x & 3);
+  int c[S::kTiles][4];
+  centre_products<S>(page + p.centre, queries, c);
   const float step = half_bits_to_float(*reinterpret_cast<const std::uint16_t*>(page + p.centre_step));
 #pragma unroll
+  for (int t = 0; t < S::kTiles; ++t)
+    out[t] = __shfl_sync(~0u, static_cast<float>(c[t][0] * 256 + c[t][1]) * step * queries.unit[t], q);
+}
+
+// A step's fp16 scales of one kind, of tokens token + g + 8 j, as floats.
+template <class S>
+__device__ __forceinline__ void load_scales(const std::uint8_t* area, int token, float (&out)[S::kScores]) {
+  const int g = static_cast<int>(threadIdx.x & 31) >> 2;
+  const Words packed = load_words<2 * S::kScores>(area + 16 * g + token / 4);
+#pragma unroll
+  for (int j = 0; j < S::kScores; ++j)
+    out[j] = half_bits_to_float(packed.word[j / 2] >> (16 * (j % 2)) & 0xffffu);
+}
+
+// scores[t][j]: row q of tile t against token `token` + g + 8 j, times query_unit; before softcap and mask.
+template <class S>
+__device__ __forceinline__ void step_scores(const Params& p, const Tables& tables, const std::uint8_t* page,
+                                            int token, const Queries<S>& queries,
+                                            const float (&about_centre)[S::kTiles],
+                                            float (&scores)[S::kTiles][S::kScores]) {
+  int c[S::kStep / 16][S::kTiles][4];
+  with_bits(p.a.pages.format.k_bits,
+            [&](auto bits) { add_plane<S, bits.value, 0>(page, token, tables.keys, queries, c); });
+  float scales[S::kScores];
+  load_scales<S>(page + p.k_scales, token, scales);
+#pragma unroll
   for (int t = 0; t < S::kTiles; ++t) {
-    const float about_centre =
-        __shfl_sync(~0u, static_cast<float>(centre[t][0] * 256 + centre[t][1]) * step * queries.unit[t], q);
     const float unit = queries.unit[t] * (1.0f / core::kScaleUnit);
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      const float scale = half_bits_to_float(scales.word[j / 2] >> (16 * (j % 2)) & 0xffffu);
+    for (int j = 0; j < S::kScores; ++j) {
       const int* product = c[j / 2][t] + 2 * (j % 2);
-      const float reference = __float_as_int(scale) < 0 ? 0.0f : about_centre;  // its sign: no centre
-      scores[t][j] = fmaf(static_cast<float>(product[0] * 256 + product[1]), fabsf(scale) * unit, reference);
+      const float reference = __float_as_int(scales[j]) < 0 ? 0.0f : about_centre[t];  // its sign: no centre
+      scores[t][j] =
+          fmaf(static_cast<float>(product[0] * 256 + product[1]), fabsf(scales[j]) * unit, reference);
     }
   }
 }

@@ -17,6 +17,8 @@ struct Shape {
   static constexpr int kDim = kHeadDim;
   static constexpr int kTiles = kTiles_, kSharing = kSharing_;
   static constexpr int kStreams = kWarps / kSharing;
+  static constexpr int kStep = kTiles == 1 ? 64 : 32;  // tokens whose scores are in registers at once
+  static constexpr int kScores = kStep / 8;            // of a row that a lane has in a step
   static constexpr int kRows = kTiles * kTileRows;     // of a warp
   static constexpr int kTileTotal = kRows * kSharing;  // of a row tile
   static constexpr int kQueryWords = kDim / 16;  // registers of a query's B operand: 16 coordinates each

@@ -62,36 +62,34 @@ __device__ __forceinline__ void keep_sums(const Step (&steps)[S::kTiles], Runnin
 }
 
 // Weights times value scales as the B operand of the value products: 16-bit integers, bytes high and low in
-// columns 2 r and 2 r + 1. Register h of half i holds tokens 32 i + 8 n + 2 q + h (n < 4).
+// columns 2 r and 2 r + 1. Register h of each 32 tokens holds tokens 8 n + 2 q + h (n < 4).
 template <class S>
 struct Weights {
-  std::uint32_t words[S::kTiles][2][2];
+  std::uint32_t words[S::kTiles][S::kStep / 32][2];
   float gain[S::kTiles];  // of integer sums: to running values, in table steps
 };
 
-// Turns a page's scores into weights. Slots [begin, end) of the page are its own (the fringe holds the
+// Turns a step's scores into weights. Slots [begin, end) of the page are its own (the fringe holds the
 // others); `position` is slot 0's.
 template <class S>
-__device__ __forceinline__ void weigh_page(const Params& p, const std::uint8_t* page,
-                                           const Queries<S>& queries, int position, int begin, int end,
-                                           float (&scores)[S::kTiles][8], Running<S>& running,
-                                           Weights<S>& out) {
+__device__ __forceinline__ void weigh(const Params& p, const std::uint8_t* page, int token,
+                                      const Queries<S>& queries, int position, int begin, int end,
+                                      float (&scores)[S::kTiles][S::kScores], Running<S>& running,
+                                      Weights<S>& out) {
   const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
-  const Words packed = load_words<16>(page + p.v_scales + 16 * g);
-  float scales[8];
-#pragma unroll
-  for (int j = 0; j < 8; ++j) scales[j] = half_bits_to_float(packed.word[j / 2] >> (16 * (j % 2)) & 0xffffu);
-  if (p.cap > 0) [[unlikely]] {
+  float scales[S::kScores];
+  load_scales<S>(page + p.v_scales, token, scales);
+  if (p.cap > 0) {
 #pragma unroll
     for (int t = 0; t < S::kTiles; ++t)
 #pragma unroll
-      for (int j = 0; j < 8; ++j) scores[t][j] = soft_cap(scores[t][j], p.cap);
+      for (int j = 0; j < S::kScores; ++j) scores[t][j] = soft_cap(scores[t][j], p.cap);
   }
   if (begin > 0 || end < kPageTokens || queries.lowest_of_all != queries.highest_of_all ||
-      queries.highest_of_all > position) [[unlikely]] {
+      queries.highest_of_all > position) {
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      const int slot = g + 8 * j;
+    for (int j = 0; j < S::kScores; ++j) {
+      const int slot = token + g + 8 * j;
       const bool held = slot >= begin && slot < end;
       if (!held) scales[j] = 0;
 #pragma unroll
@@ -101,12 +99,12 @@ __device__ __forceinline__ void weigh_page(const Params& p, const std::uint8_t* 
   }
   std::uint32_t largest = 0;
 #pragma unroll
-  for (int j = 0; j < 8; ++j) largest = max(largest, __float_as_uint(scales[j]));
+  for (int j = 0; j < S::kScores; ++j) largest = max(largest, __float_as_uint(scales[j]));
   largest = __reduce_max_sync(~0u, largest);
-  if (largest > 0x7f800000u) [[unlikely]] {  // a NaN token: rows that see it become NaN, for others its value is 0
+  if (largest > 0x7f800000u) {  // a NaN token: rows that see it become NaN, for others its value is 0
     largest = 0;
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
+    for (int j = 0; j < S::kScores; ++j) {
       const bool is_nan = scales[j] != scales[j];
 #pragma unroll
       for (int t = 0; t < S::kTiles; ++t)
@@ -130,12 +128,12 @@ __device__ __forceinline__ void weigh_page(const Params& p, const std::uint8_t* 
   for (int t = 0; t < S::kTiles; ++t) {
     float most = kUnseen;
 #pragma unroll
-    for (int j = 0; j < 8; ++j) most = fmaxf(most, scores[t][j]);
+    for (int j = 0; j < S::kScores; ++j) most = fmaxf(most, scores[t][j]);
     steps[t] = next_maximum(most, running.maximum[t]);
     float sum = 0;
     std::uint32_t total = 0;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < S::kStep / 32; ++i) {
       std::uint32_t x[4];
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
@@ -156,7 +154,7 @@ __device__ __forceinline__ void weigh_page(const Params& p, const std::uint8_t* 
     running.sum[t] = fmaf(running.sum[t], steps[t].keep, sum * steps[t].gain);
     running.half_steps[t] =
         fmaf(running.half_steps[t], steps[t].keep,
-             static_cast<float>(static_cast<int>(total - 8u * 0x4B400000u)) * out.gain[t]);
+             static_cast<float>(static_cast<int>(total - S::kScores * 0x4B400000u)) * out.gain[t]);
   }
   keep_sums<S>(steps, running);
 }
