@@ -96,7 +96,7 @@ struct EncodeArgs {
   Fringe fringe;
   Sequences sequences;
   Rows keys, values;  // [tokens, kv_heads, head_dim], one dtype
-  // CUDA only. True promises that keys, values, lengths, page table and pages were complete before the
+  // CUDA only. True promises that keys, values, pages and the arrays of sequences were complete before the
   // stream's previous kernel began (it is the attend of the same tokens, say): encode may then read them
   // while that kernel still runs. It writes only after that kernel has ended.
   bool settled = false;
@@ -140,9 +140,9 @@ struct AttendArgs {
   // leaves it ready for the next one on the same stream. Calls that may overlap need one each.
   void* workspace = nullptr;
   std::size_t workspace_bytes = 0;
-  // CUDA only. True promises that pages, fringe, page table and lengths were complete before the stream's
-  // previous kernel began: attend may then read them while that kernel still runs. Queries and the call's
-  // own keys and values are read after it has ended, always.
+  // CUDA only. True promises that pages, fringe and the arrays of sequences were complete before the stream's
+  // previous kernel began: attend may then read them while that kernel still runs. Queries and the call's own
+  // keys and values are read after it has ended, always.
   bool settled = false;
 };
 
