@@ -70,23 +70,23 @@ static inline constexpr int scale_index(int t) {
 
 using Position = CodePosition (*)(int d, int b, int t, int e);
 
-static inline std::uint8_t read_bits(const std::uint8_t* area, CodePosition at, int b) {
+static inline constexpr std::uint8_t read_bits(const std::uint8_t* area, CodePosition at, int b) {
   return static_cast<std::uint8_t>((area[at.byte] >> at.shift) & ((1 << b) - 1));
 }
-static inline void write_bits(std::uint8_t* area, CodePosition at, int b, std::uint8_t code) {
+static inline constexpr void write_bits(std::uint8_t* area, CodePosition at, int b, std::uint8_t code) {
   const int mask = ((1 << b) - 1) << at.shift;
   area[at.byte] = static_cast<std::uint8_t>((area[at.byte] & ~mask) | ((code << at.shift) & mask));
 }
 
 // A code of 2, 3 or 4 bits; 3 bits are a 2-bit area followed by a 1-bit area.
-static inline std::uint8_t read_code(const std::uint8_t* area, Position position, int d, int bits, int t,
+static inline constexpr std::uint8_t read_code(const std::uint8_t* area, Position position, int d, int bits, int t,
                                      int e) {
   if (bits != 3) return read_bits(area, position(d, bits, t, e), bits);
   const std::uint8_t* signs = area + static_cast<std::size_t>(16 * d);
   return static_cast<std::uint8_t>(read_bits(area, position(d, 2, t, e), 2) |
                                    read_bits(signs, position(d, 1, t, e), 1) << 2);
 }
-static inline void write_code(std::uint8_t* area, Position position, int d, int bits, int t, int e,
+static inline constexpr void write_code(std::uint8_t* area, Position position, int d, int bits, int t, int e,
                               std::uint8_t code) {
   if (bits != 3) return write_bits(area, position(d, bits, t, e), bits, code);
   write_bits(area, position(d, 2, t, e), 2, code & 3);

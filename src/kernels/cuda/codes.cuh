@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include "core/layout.h"
+#include "core/tables.h"
+
+// Codes of a page as table steps.
+namespace turboquant::kernels::cuda {
+
+// A table's magnitudes, a byte each, in order.
+constexpr std::uint64_t packed_magnitudes(const core::CodeTable& table) {
+  std::uint64_t out = 0;
+  for (int k = 0; k < core::kMaxMagnitudes; ++k)
+    out |= static_cast<std::uint64_t>(table.magnitudes[k]) << (8 * k);
+  return out;
+}
+
+// What codes of one table stand for, in steps (halves at 4-bit values).
+struct Steps {
+  std::uint64_t magnitudes;
+  std::uint32_t sign;  // the code's sign bit
+  float unit;          // 1, or 1/2
+
+  __device__ float operator()(std::uint32_t code) const {
+    const auto magnitude = static_cast<int>(magnitudes >> (8 * (code & (sign - 1))) & 255u);
+    return static_cast<float>((code & sign) != 0 ? -magnitude : magnitude) * unit;
+  }
+};
+__device__ inline Steps steps_of(int bits, bool is_key) {
+  constexpr std::uint64_t kTables[4] = {packed_magnitudes(core::kKey4), packed_magnitudes(core::kValue4),
+                                        packed_magnitudes(core::kEither3), packed_magnitudes(core::kEither2)};
+  static_assert(core::kKey4.half_steps == 1 && core::kValue4.half_steps == 2);
+  static_assert(core::kEither3.half_steps == 1 && core::kEither2.half_steps == 1);
+  if (bits == 4) return {is_key ? kTables[0] : kTables[1], 8, is_key ? 1.0f : 0.5f};
+  return {bits == 3 ? kTables[2] : kTables[3], bits == 3 ? 4u : 2u, 1.0f};
+}
+
+// The codes of coordinates e .. e + 3 of a key, e a multiple of 4: a nibble each, from the low bits up.
+__device__ inline std::uint32_t four_key_codes(const std::uint8_t* area, int head_dim, int bits, int t,
+                                               int e) {
+  if (bits == 4)  // neighbours: nibbles 4 h .. 4 h + 3 of a word
+    return *reinterpret_cast<const std::uint16_t*>(area + core::key_position(head_dim, 4, t, e).byte);
+  std::uint32_t out = 0;
+  for (int n = 0; n < 4; ++n)
+    out |= static_cast<std::uint32_t>(core::read_code(area, core::key_position, head_dim, bits, t, e + n))
+           << (4 * n);
+  return out;
+}
+
+// Coordinate e of eight tokens: nibble 4 h + n is the code of token 32 i + 8 n + 2 q + h.
+__device__ inline std::uint32_t eight_value_codes(const std::uint8_t* area, int head_dim, int bits, int i,
+                                                  int q, int e) {
+  const auto unit = static_cast<std::uint32_t>(core::value_unit(head_dim, e, q));
+  const auto* words = reinterpret_cast<const std::uint32_t*>(area);
+  if (bits == 4) return words[static_cast<std::uint32_t>(4 * head_dim * i) + unit];
+  const std::uint32_t low = words[unit] >> (2 * i) & 0x33333333u;
+  if (bits == 2) return low;
+  const std::uint32_t signs = reinterpret_cast<const std::uint16_t*>(area + 16 * head_dim)[unit] >> (2 * i);
+  return low | (signs & 0x1111u) << 2 | (signs >> 1 & 0x1111u) << 18;
+}
+
+}  // namespace turboquant::kernels::cuda

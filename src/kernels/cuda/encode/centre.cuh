@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "kernels/cuda/codes.cuh"
+#include "kernels/cuda/encode/block.cuh"
+
+// Rules 2 and 3: a page's centre. All threads of block.group call each of these, which end with its sync().
+namespace turboquant::kernels::cuda {
+
+template <int C>
+__device__ inline void subtract(const float (&y)[C], const float* centre, float (&u)[C]) {
+#pragma unroll
+  for (int j = 0; j < C; ++j) u[j] = __fadd_rn(y[j], -centre[lane_id() * C + j]);
+}
+
+// The mean of the part's keys in two rounds, into block.centre. If all of them fit in block.rows they stay
+// there, rotated; else they are rotated again in each round.
+template <int C>
+__device__ inline void own_centre(const EncodeCall& call, const Part& part, int head, const BlockPlan& plan,
+                                  const Block& block) {
+  constexpr int n = 32 * C;
+  const int warp = block.group.thread() / 32, lane = lane_id();
+  const int threads = block.group.threads, thread = block.group.thread();
+  const bool resident = part.tokens() <= plan.row_count;
+  for (int round = 0; round < 2; ++round) {
+    for (int e = thread; e < n; e += threads) block.sums[e] = 0.0f;
+    int count = 0;
+    for (int from = part.begin; from < part.end; from += plan.row_count) {
+      const int to = part.end < from + plan.row_count ? part.end : from + plan.row_count;
+      for (int t = from + warp; t < to; t += plan.warps) {
+        float y[C], u[C];
+        float* row = block.rows + (t - from) * n + lane * C;
+        if (round == 0 || !resident) {
+          load_rotated(call, part, true, head, t, block.scratch + warp * n, y);
+#pragma unroll
+          for (int j = 0; j < C; ++j) row[j] = y[j];
+        } else {
+#pragma unroll
+          for (int j = 0; j < C; ++j) y[j] = row[j];
+        }
+        const float about_zero = tree_squared_norm(y);
+        bool chosen = is_finite(about_zero);
+        if (round == 1) {
+          subtract(y, block.centre, u);
+          chosen = tree_squared_norm(u) < about_zero && chosen;
+        }
+        if (lane == 0) block.chosen[t - from] = chosen ? 1 : 0;
+      }
+      block.group.sync();
+      for (int e = thread; e < n; e += threads) {
+        float sum = block.sums[e];
+#pragma unroll 8
+        for (int t = 0; t < to - from; ++t)
+          if (block.chosen[t] != 0) sum = __fadd_rn(sum, block.rows[t * n + e]);
+        block.sums[e] = sum;
+      }
+      for (int t = 0; t < to - from; ++t) count += block.chosen[t];
+      block.group.sync();
+    }
+    for (int e = thread; e < n; e += threads)
+      block.centre[e] = count > 0 ? __fdiv_rn(block.sums[e], static_cast<float>(count)) : 0.0f;
+    block.group.sync();
+  }
+}
+
+// The page's stored centre.
+__device__ inline void load_centre(const std::uint8_t* page, const PageFormat& format, int n,
+                                   const Block& block) {
+  const float step =
+      float_of_half(*reinterpret_cast<const std::uint16_t*>(page + format.centre_step_offset()));
+  const auto* row = reinterpret_cast<const std::int8_t*>(page + format.centre_offset());
+  for (int e = block.group.thread(); e < n; e += block.group.threads)
+    block.centre[e] = e < format.head_dim ? __fmul_rn(step, static_cast<float>(row[e])) : 0.0f;
+  block.group.sync();
+}
+
+// The mean of the previous page's decoded keys that chose its centre. That page's writes are seen.
+__device__ inline void previous_centre(const std::uint8_t* page, const PageFormat& format, int begin, int n,
+                                       const Block& block) {
+  const float centre_step =
+      float_of_half(*reinterpret_cast<const std::uint16_t*>(page + format.centre_step_offset()));
+  const auto* row = reinterpret_cast<const std::int8_t*>(page + format.centre_offset());
+  const auto* scales = reinterpret_cast<const std::uint16_t*>(page + format.k_scales_offset());
+  const int d = format.head_dim, bits = format.k_bits;
+  const Steps steps = steps_of(bits, true);
+  for (int e = block.group.thread(); e < n; e += block.group.threads) {
+    float sum = 0.0f;
+    int count = 0;
+    if (e < d) {
+      const float centre = __fmul_rn(centre_step, static_cast<float>(row[e]));
+#pragma unroll 8
+      for (int t = begin; t < kPageTokens; ++t) {
+        const std::uint32_t scale = scales[core::scale_index(t)];
+        const std::uint32_t code = core::read_code(page, core::key_position, d, bits, t, e);
+        if ((scale & kReferenceIsZero) != 0 || scale == kNanScale) continue;
+        ++count;
+        const float step = __fmul_rn(float_of_half(scale), 1.0f / core::kScaleUnit);
+        sum = __fadd_rn(sum, __fadd_rn(centre, __fmul_rn(step, steps(code))));
+      }
+    }
+    block.centre[e] = count > 0 ? __fdiv_rn(sum, static_cast<float>(count)) : 0.0f;
+  }
+  block.group.sync();
+}
+
+// Rounds block.centre to what a page stores: block.steps and block.step, and block.centre again from those.
+__device__ inline void round_centre(int n, const Block& block) {
+  float largest = 0.0f;
+  for (int e = lane_id(); e < n; e += 32) largest = fmaxf(largest, fabsf(block.centre[e]));
+#pragma unroll
+  for (int apart = 16; apart > 0; apart /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, apart));
+  const std::uint32_t half = half_bits_clamped(__fdiv_rn(largest, 127.0f));
+  const float step = float_of_half(half);
+  block.group.sync();
+  for (int e = block.group.thread(); e < n; e += block.group.threads) {
+    const float steps = step > 0.0f ? rintf(__fdiv_rn(block.centre[e], step)) : 0.0f;
+    const auto stored = static_cast<std::int8_t>(fminf(fmaxf(steps, -127.0f), 127.0f));
+    block.steps[e] = stored;
+    block.centre[e] = __fmul_rn(step, static_cast<float>(stored));
+  }
+  if (block.group.thread() == 0) *block.step = half;
+  block.group.sync();
+}
+
+// The centre that the part's keys are measured about: block.centre, and where the part opens its page also
+// block.steps and block.step.
+template <int C>
+__device__ inline void prepare_centre(const EncodeCall& call, const Part& part, int head,
+                                      const BlockPlan& plan, const Block& block) {
+  constexpr int n = 32 * C;
+  const PageFormat& format = call.args.pages.format;
+  if (!part.opens) return load_centre(page_of(call.args, part, part.page, head), format, n, block);
+  if (part.has_own_centre()) {
+    own_centre<C>(call, part, head, plan, block);
+  } else if (part.has_previous) {
+    previous_centre(page_of(call.args, part, part.page - 1, head), format, part.previous_begin(), n, block);
+  } else {
+    for (int e = block.group.thread(); e < n; e += block.group.threads) block.centre[e] = 0.0f;
+    block.group.sync();
+  }
+  round_centre(n, block);
+}
+
+// The rounded centre into its page, and zeros after it.
+__device__ inline void store_centre(std::uint8_t* page, const PageFormat& format, const Block& block) {
+  const int d = format.head_dim;
+  const int bytes = static_cast<int>(format.page_bytes() - format.centre_offset());
+  std::uint8_t* row = page + format.centre_offset();
+  for (int x = block.group.thread(); x < bytes; x += block.group.threads)
+    row[x] = x < d       ? static_cast<std::uint8_t>(block.steps[x])
+             : x < d + 2 ? static_cast<std::uint8_t>(*block.step >> (8 * (x - d)))
+                         : std::uint8_t{0};
+}
+
+}  // namespace turboquant::kernels::cuda

@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include "turboquant/attention.h"
+
+// encode's kernels, for its entry in encode/encode.cu.
+namespace turboquant::kernels::cuda {
+
+struct EncodeCall;
+struct DeviceLimits;
+
+// encode/prefill.cu: is it the faster one here?
+bool prefill_serves(const EncodeArgs& args, std::int64_t slots, const DeviceLimits& limits);
+Status launch_prefill(const EncodeCall& call, std::int64_t slots, const DeviceLimits& limits,
+                      const Context& context);
+
+}  // namespace turboquant::kernels::cuda

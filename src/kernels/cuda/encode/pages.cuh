@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "kernels/cuda/encode/append.cuh"
+
+// encode of any format and any ragged call: one block for the keys, one for the values of each page (and KV
+// head) that the call touches, one warp a token.
+namespace turboquant::kernels::cuda {
+
+// Prepares what a block writes into: its image gets the page's bytes, or zeros where the page is opened. With
+// `direct`, zeros the page. Before any thread of the block writes a code.
+__device__ inline Target open_target(std::uint8_t* page, const PageFormat& format, bool is_key, bool opens,
+                                     const BlockPlan& plan, const Block& block) {
+  std::uint8_t* codes = page + (is_key ? format.k_codes_offset() : format.v_codes_offset());
+  std::uint8_t* scales = page + (is_key ? format.k_scales_offset() : format.v_scales_offset());
+  const int code_bytes = 8 * format.head_dim * (is_key ? format.k_bits : format.v_bits);
+  Target target{codes, scales};
+  if (!plan.direct) {
+    target = {block.image, block.image + code_bytes};
+    if (!opens) {
+      copy_16(block.group, target.codes, codes, code_bytes);
+      copy_16(block.group, target.scales, scales, 2 * kPageTokens);
+    }
+  }
+  if (opens) {
+    zero_16(block.group, target.codes, code_bytes);
+    zero_16(block.group, target.scales, 2 * kPageTokens);
+  }
+  return target;
+}
+
+__device__ inline void close_target(std::uint8_t* page, const PageFormat& format, bool is_key,
+                                    const BlockPlan& plan, const Block& block, const Target& target) {
+  if (plan.direct) return;
+  const int code_bytes = 8 * format.head_dim * (is_key ? format.k_bits : format.v_bits);
+  copy_16(block.group, page + (is_key ? format.k_codes_offset() : format.v_codes_offset()), target.codes,
+          code_bytes);
+  copy_16(block.group, page + (is_key ? format.k_scales_offset() : format.v_scales_offset()), target.scales,
+          2 * kPageTokens);
+}
+
+// The part's keys or values: all warps code a token each, then all threads store. Nothing is written before
+// the previous kernel has ended.
+template <int C>
+__device__ inline void encode_part(const EncodeCall& call, const Part& part, bool is_key, int head,
+                                   const BlockPlan& plan, const Block& block) {
+  constexpr int n = 32 * C;
+  const PageFormat& format = call.args.pages.format;
+  const int d = format.head_dim, bits = is_key ? format.k_bits : format.v_bits;
+  const int warp = block.group.thread() / 32, lane = lane_id();
+  std::uint8_t* page = page_of(call.args, part, part.page, head);
+  const bool resident = is_key && part.opens && part.has_own_centre() && part.tokens() <= plan.row_count;
+  if (is_key) prepare_centre<C>(call, part, head, plan, block);
+
+  const SearchTable table{block.table, bits, stored_scale_unit(bits, is_key)};
+  float* scratch = block.scratch + warp * n;
+  auto* codes = reinterpret_cast<std::uint8_t*>(scratch);
+  Target target{};
+  for (int from = part.begin; from < part.end; from += plan.warps) {
+    const int slot = from + warp;
+    float y[C];
+    Coded<C> token;
+    if (slot < part.end) {
+      if (resident) {
+#pragma unroll
+        for (int j = 0; j < C; ++j) y[j] = block.rows[(slot - part.begin) * n + lane * C + j];
+      } else {
+        load_rotated(call, part, is_key, head, slot, scratch, y);
+      }
+      token = is_key ? code_key(call, y, block, table) : code_value(call, y, table);
+      __syncwarp();
+#pragma unroll
+      for (int j = 0; j < C; ++j) codes[lane * C + j] = static_cast<std::uint8_t>(token.codes[j]);
+    }
+    if (from == part.begin) {
+      wait_for_previous_kernel();
+      target = open_target(page, format, is_key, part.opens, plan, block);
+      if (is_key && part.opens) store_centre(page, format, block);
+    }
+    block.group.sync();
+    if (slot < part.end) {
+      if (lane == 0) store_scale(target, slot, token.scale);
+      store_fringe(call, part, is_key, head, slot, y);
+      if (is_key) pack_key(codes, d, bits, slot, target.codes);
+    }
+    if (!is_key) {
+      for (int e = block.group.thread(); e < d; e += block.group.threads)
+        for (int w = 0; w < plan.warps && from + w < part.end; ++w)
+          pack_value(reinterpret_cast<const std::uint8_t*>(block.scratch + w * n)[e], d, bits, from + w, e,
+                     target.codes);
+      block.group.sync();
+    }
+  }
+  block.group.sync();
+  close_target(page, format, is_key, plan, block, target);
+}
+
+// Grid: (slots, 2 kv_heads); blockIdx.y = 2 head + (0 keys, 1 values). With plan.direct (slots, kv_heads):
+// warp 0 keys, warp 1 values.
+template <int C>
+__global__ void __launch_bounds__(256)
+    encode_pages(const __grid_constant__ EncodeCall call, const BlockPlan plan) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  if (!call.args.settled) wait_for_previous_kernel();
+  const int warp = static_cast<int>(threadIdx.x / 32);
+  const int head = static_cast<int>(plan.direct ? blockIdx.y : blockIdx.y / 2);
+  const bool is_key = (plan.direct ? warp : static_cast<int>(blockIdx.y % 2)) == 0;
+  const PageFormat& format = call.args.pages.format;
+  const int bits = is_key ? format.k_bits : format.v_bits;
+  Part part;
+  // The block of the page before also encodes keys that follow it.
+  if (!find_slot(call, blockIdx.x, part) || (is_key && part.follows() && part.previous_in_call)) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
+    return;
+  }
+  const LevelRow* table = kLevelTables[level_table_index(bits, is_key)].rows;
+  Block block = carve_block<C>(shared + (plan.direct && !is_key ? plan.bytes(32 * C) : 0), plan, table);
+  if (plan.direct) {
+    block.group.first = 32 * warp;
+    if (part.tokens() == 1) return encode_token<C>(call, part, is_key, head, plan, block);
+  } else {
+    copy_16(block.group, shared, reinterpret_cast<const std::uint8_t*>(table),
+            static_cast<int>(sizeof(LevelTable)));
+    block.group.sync();
+  }
+  for (;;) {
+    encode_part<C>(call, part, is_key, head, plan, block);
+    Part next;
+    if (!is_key || !find_part(call.args.sequences, part.sequence, part.page + 1, next) || !next.follows())
+      break;
+    block.group.sync();
+    part = next;
+  }
+  let_next_kernel_start();
+}
+
+}  // namespace turboquant::kernels::cuda

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "kernels/cuda/encode/rules.cuh"
+
+// Eight vectors of 128 coordinates in a warp, four lanes each: lane 4 g + q holds coordinates 32 q .. 32 q +
+// 31 of vector g. Two of the seven butterfly stages cross lanes (one warp a vector: five), and so do two of
+// the seven levels of a tree sum. Built without contraction.
+namespace turboquant::kernels::cuda {
+
+inline constexpr int kQuadDim = 128, kQuadLane = 32;  // coordinates of a vector, of a lane
+
+// 16-byte pieces 0..3 of a lane's coordinates as fp32.
+__device__ inline void unpack_eight(DType dtype, const uint4& piece, float* out) {
+  const std::uint32_t words[4] = {piece.x, piece.y, piece.z, piece.w};
+#pragma unroll
+  for (int w = 0; w < 4; ++w) {
+    if (dtype == DType::kBF16) {
+      out[2 * w] = __uint_as_float(words[w] << 16);
+      out[2 * w + 1] = __uint_as_float(words[w] & 0xffff0000u);
+    } else {
+      const float2 two = __half22float2(*reinterpret_cast<const __half2*>(&words[w]));
+      out[2 * w] = two.x;
+      out[2 * w + 1] = two.y;
+    }
+  }
+}
+
+// x <- H x. A crossing stage is other + x in the low lane and other - x in the high one: a fused multiply by
+// +-1 rounds once, as the sum does.
+__device__ inline void quad_hadamard(float (&x)[kQuadLane]) {
+#pragma unroll
+  for (int h = 1; h < kQuadLane; h *= 2)
+#pragma unroll
+    for (int j = 0; j < kQuadLane; ++j)
+      if ((j & h) == 0) {
+        const float u = x[j], v = x[j + h];
+        x[j] = u + v;
+        x[j + h] = u - v;
+      }
+#pragma unroll
+  for (int apart = 1; apart < 4; apart *= 2) {
+    const float sign = (threadIdx.x & apart) != 0 ? -1.0f : 1.0f;
+#pragma unroll
+    for (int j = 0; j < kQuadLane; ++j) x[j] = __fmaf_rn(sign, x[j], __shfl_xor_sync(~0u, x[j], apart));
+  }
+}
+
+// sum u(j)^2 over a tree of neighbours, in all four lanes.
+template <class Coordinate>
+__device__ inline float quad_squared_norm(const Coordinate& u) {
+  float sums[5];  // of 1, 2, 4, 8, 16 neighbours, waiting for their other half
+  float sum = 0.0f;
+#pragma unroll
+  for (int j = 0; j < kQuadLane; ++j) {
+    const float x = u(j);
+    sum = __fmul_rn(x, x);
+#pragma unroll
+    for (int level = 0; level < 5; ++level) {
+      if ((j >> level & 1) == 0) {
+        sums[level] = sum;
+        break;
+      }
+      sum = __fadd_rn(sums[level], sum);
+    }
+  }
+  sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 1));
+  return __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 2));
+}
+
+// Any order.
+__device__ inline float quad_sum(float x) {
+  x += __shfl_xor_sync(~0u, x, 1);
+  return x + __shfl_xor_sync(~0u, x, 2);
+}
+
+}  // namespace turboquant::kernels::cuda

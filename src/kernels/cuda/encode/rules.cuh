@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include "core/layout.h"
+#include "kernels/cuda/overlap.cuh"
+#include "kernels/cuda/vectors.cuh"
+#include "turboquant/attention.h"
+
+// What every encode kernel knows: its arguments, which tokens are a block's, when it may write.
+namespace turboquant::kernels::cuda {
+
+inline constexpr int kCentreTokens = 16;  // the constants of kernels/encode_rules.h
+inline constexpr float kSmallestNorm = 1e-30f;
+inline constexpr std::uint32_t kNanScale = 0x7e00;
+inline constexpr std::uint32_t kReferenceIsZero = 0x8000;
+
+struct EncodeCall {
+  EncodeArgs args;
+  float rotation_scale;    // fp32(1 / sqrt(d))
+  float levels_numerator;  // fp32(64 sqrt(d))
+  bool slot_is_row;        // see find_slot()
+};
+
+__device__ inline bool is_finite(float x) {
+  return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u;
+}
+
+// core::float_to_half_clamped.
+__device__ inline std::uint32_t half_bits_clamped(float x) {
+  const std::uint32_t bits = __float_as_uint(x), sign = bits >> 16 & 0x8000u;
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return sign | 0x7e00u;
+  const std::uint32_t half = __half_as_ushort(__float2half_rn(x));
+  return (half & 0x7fffu) == 0x7c00u && is_finite(x) ? sign | 0x7bffu : half;
+}
+__device__ inline float float_of_half(std::uint32_t bits) {
+  return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
+}
+
+// The call's counted tokens in one page of one sequence.
+struct Part {
+  int sequence;
+  std::int64_t page;        // index in the sequence's row of the page table
+  std::int64_t row;         // of slot `begin` in keys and values
+  std::int64_t start;       // the sequence's
+  std::int64_t new_length;  // of the sequence after the call
+  int begin, end;           // slots
+  bool opens;               // by this call
+  bool has_previous;        // the sequence has an earlier page with counted positions
+  bool previous_in_call;    // and this call writes into it
+
+  __device__ int tokens() const { return end - begin; }
+  __device__ std::int64_t position(int slot) const { return page * kPageTokens + slot; }
+  __device__ bool has_own_centre() const {
+    return tokens() >= kCentreTokens || (tokens() >= 2 && !has_previous);
+  }
+  // Its centre comes from the page before, which must have been written.
+  __device__ bool follows() const { return opens && has_previous && tokens() < kCentreTokens; }
+  __device__ int previous_begin() const {
+    const std::int64_t first = start - (page - 1) * kPageTokens;
+    return first > 0 ? static_cast<int>(first) : 0;
+  }
+};
+
+// Page `page` of sequence i; false if the call has no counted token there.
+__device__ inline bool find_part(const Sequences& sequences, int i, std::int64_t page, Part& out) {
+  const std::int64_t length = sequences.lengths[i], start = start_of(sequences, i);
+  const std::int64_t first_row = sequences.token_starts[i];
+  const std::int64_t end = length + sequences.token_starts[i + 1] - first_row;
+  const std::int64_t page_begin = page * kPageTokens, page_end = page_begin + kPageTokens;
+  const std::int64_t counted = start > page_begin ? start : page_begin;
+  const std::int64_t from = length > counted ? length : counted, to = end < page_end ? end : page_end;
+  if (from >= to) return false;
+  out.sequence = i;
+  out.page = page;
+  out.row = first_row + from - length;
+  out.start = start;
+  out.new_length = end;
+  out.begin = static_cast<int>(from - page_begin);
+  out.end = static_cast<int>(to - page_begin);
+  out.opens = from == counted;
+  out.has_previous = start < page_begin;
+  out.previous_in_call = out.has_previous && length < page_begin;
+  return true;
+}
+
+// Page index `page` of the part's sequence, KV head `head`.
+__device__ inline std::uint8_t* page_of(const EncodeArgs& a, const Part& part, std::int64_t page, int head) {
+  return page_of(a.pages, a.sequences, part.sequence, static_cast<int>(page), head,
+                 static_cast<std::int64_t>(a.pages.format.page_bytes()));
+}
+
+// Blocks do not know lengths when they are launched. n tokens touch at most (n + 126) / 64 pages and at most
+// n, so sequence i owns the slots from S_i on, S_i = (token_starts[i] + 126 i) / 64 or, with slot_is_row,
+// token_starts[i]; block `slot` works on page slot - S_i of those that the call touches, if it touches so
+// many. The host launches S_count blocks, the smaller of the two.
+inline constexpr std::int64_t kSlotSlack = 2 * (kPageTokens - 1);
+
+__device__ inline std::int64_t first_slot(const EncodeCall& call, int i) {
+  const std::int64_t row = call.args.sequences.token_starts[i];
+  return call.slot_is_row ? row : (row + kSlotSlack * i) / kPageTokens;
+}
+
+// A whole warp calls it: each round divides the candidates by 32.
+__device__ inline bool find_slot(const EncodeCall& call, std::int64_t slot, Part& out) {
+  const Sequences& sequences = call.args.sequences;
+  const int lane = static_cast<int>(threadIdx.x & 31);
+  int first = 0, candidates = sequences.count;  // the sequence is among first .. first + candidates - 1
+  while (candidates > 1) {
+    const int step = (candidates + 31) / 32, mine = lane * step;
+    const bool reached = mine < candidates && first_slot(call, first + mine) <= slot;
+    const int last = __popc(__ballot_sync(~0u, reached)) - 1;
+    first += last * step;
+    candidates = candidates - last * step < step ? candidates - last * step : step;
+  }
+  const std::int64_t first_page = sequences.lengths[first] > start_of(sequences, first)
+                                      ? sequences.lengths[first] / kPageTokens
+                                      : start_of(sequences, first) / kPageTokens;
+  return find_part(sequences, first, first_page + slot - first_slot(call, first), out);
+}
+
+// The fringe's vectors of position p, [head_dim] keys then [head_dim] values; null: it holds none.
+struct FringeSlots {
+  std::uint16_t *first, *recent;
+};
+__device__ inline FringeSlots fringe_slots(const EncodeArgs& a, const Part& part, int head,
+                                           std::int64_t position) {
+  const Fringe& fringe = a.fringe;
+  FringeSlots out{nullptr, nullptr};
+  if (fringe.data == nullptr) return out;
+  const std::int64_t slots = fringe.first + fringe.recent, vector = 2 * a.pages.format.head_dim;
+  std::uint16_t* base =
+      fringe.data + (static_cast<std::int64_t>(part.sequence) * a.pages.kv_heads + head) * slots * vector;
+  if (position - part.start < fringe.first) out.first = base + (position - part.start) * vector;
+  if (fringe.recent > 0 && position >= part.new_length - fringe.recent)
+    out.recent = base + (fringe.first + position % fringe.recent) * vector;
+  return out;
+}
+
+}  // namespace turboquant::kernels::cuda
