@@ -23,7 +23,7 @@
 //  5. For each search scale the thresholds of core/tables.h turn levels into magnitudes T_e. The scale
 //     whose A^2 / B is largest wins, the first of equals: A = sum (2 level_e + 1) T_e, B = sum T_e^2.
 //  6. The stored scale is 64 half_steps n / sqrt(B), as fp16, clamped to 65504.
-//  7. The fringe gets y as clamped fp16.
+//  7. The fringe gets y as clamped fp16, every NaN as 0x7e00 (machines differ in the sign of inf - inf).
 //
 // Sums of squares are sums over a balanced binary tree of neighbours, zero-padded to a power of two: what
 // a warp computes with in-lane sums and butterfly shuffles.
@@ -42,6 +42,12 @@ struct Encoded {
 
 static inline bool finite(float x) {
   return (core::bits_of_float(x) & 0x7f800000u) != 0x7f800000u;
+}
+
+// Rule 7.
+static inline std::uint16_t fringe_half(float y) {
+  const std::uint16_t half = core::float_to_half_clamped(y);
+  return (half & 0x7fffu) > 0x7c00u ? static_cast<std::uint16_t>(0x7e00) : half;
 }
 
 // sum x_e^2 over a tree of neighbours; scratch [512].

@@ -140,7 +140,7 @@ void store_fringe(const EncodeArgs& a, const Part& part, const Work& work, int w
     const bool among_first =
         p - start<fringe.first, among_recent = fringe.recent> 0 && p >= end - fringe.recent;
     for (int e = 0; e < d && (among_first || among_recent); ++e) {
-      const std::uint16_t half = core::float_to_half_clamped(work.y[t * d + e]);
+      const std::uint16_t half = fringe_half(work.y[t * d + e]);
       if (among_first) rows[((p - start) * 2 + which) * d + e] = half;
       if (among_recent) rows[((fringe.first + p % fringe.recent) * 2 + which) * d + e] = half;
     }

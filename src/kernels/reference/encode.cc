@@ -168,8 +168,8 @@ void store_fringe(const EncodeArgs& a, int i, int h, std::int64_t position, cons
     std::uint16_t* out =
         fringe.data + ((static_cast<std::int64_t>(i) * a.pages.kv_heads + h) * slots + slot) * 2 * d;
     for (int e = 0; e < d; ++e) {
-      out[e] = core::float_to_half_clamped(key[e]);
-      out[d + e] = core::float_to_half_clamped(value[e]);
+      out[e] = fringe_half(key[e]);
+      out[d + e] = fringe_half(value[e]);
     }
   };
   if (position - start_of(a.sequences, i) < fringe.first) store(position - start_of(a.sequences, i));

@@ -27,10 +27,10 @@ __device__ inline bool is_finite(float x) {
   return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u;
 }
 
-// core::float_to_half_clamped.
+// core::float_to_half_clamped; a NaN is 0x7e00 (rule 7).
 __device__ inline std::uint32_t half_bits_clamped(float x) {
   const std::uint32_t bits = __float_as_uint(x), sign = bits >> 16 & 0x8000u;
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return sign | 0x7e00u;
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7e00u;
   const std::uint32_t half = __half_as_ushort(__float2half_rn(x));
   return (half & 0x7fffu) == 0x7c00u && is_finite(x) ? sign | 0x7bffu : half;
 }
