@@ -5,28 +5,29 @@
 
 #include "device_world.h"
 
-// How far attend on CUDA may be from the double-precision reference. u = 2^-24; d = head_dim; y a rotated
-// key, v a value, ~q a rotated query.
+// How far attend on CUDA may be from the double-precision reference. u = 2^-24, h = 2^-11 (fp16's unit), t
+// the unit of the call's dtype; d = head_dim; y a rotated key, v a value, ~q a rotated query.
 //
-// Scores of the history. Kernels round ~q to 16-bit integers, in steps of max|~q| / 32639: each coordinate is
-// off by at most r = max|~q| / 65278, a score by scale r |y|_1 <= scale r sqrt(d) |y|. Codes are integers, so
-// sums are exact; the rotation and the products with scales round in fp32: 160 u |~q| |y| scale (28 terms of
-// a base sum, times sqrt(28) for its entries, and log2 of the power). The exponent is taken in base 2: 8 u
-// |score| more. Scores of the call's own keys are sums of d exact products in fp32: d u |q| |k| scale, within
-// the above. softcap's tanh has a slope of at most 1 and rounds 8 u softcap. Together: s. A shift of every
-// score by at most s moves a weighted average of values by at most 2 s max|v| (a coordinate).
+// In fp32 (calls of fp32, all of it). Products with scales, the rotation (28 terms of a base sum, times
+// sqrt(28) for its entries, and log2 of the power) and sums of d terms: a score is off by (160 + d) u scale
+// |~q| |y|; the exponent is taken in base 2: 8 u |score| more; softcap's tanh has a slope of at most 1 and
+// rounds 8 u softcap. Together: s. A shift of every score by at most s moves a weighted average of values by
+// at most 2 s max|v| (a coordinate). Sums of n tokens add tile by tile: (64 + n / 64) u max|v|; the rotation
+// back 160 u |v|; the result is rounded: t |out|.
 //
-// Weights. In a tile of at most 64 tokens p_j n_j (n_j the value's scale) is rounded in steps of the tile's
-// largest / 32639. So token j is off by max(p) rho v_j / 65278 with rho = max n / min n; the tiles' largest p
-// add up to at most 1: 64 rho max|v| / 65278. The call's own values and the fringe's are multiplied in 16
-// bits: their weights are off by the unit of the type, t (2^-11 fp16, 2^-8 bf16, u fp32) of their share: t
-// max|v|. Sums of n tokens add in fp32, tile by tile: (64 + n / 64) u max|v|; the rotation back 160 u |v|;
-// and the result is rounded: t |out|.
+// In 16 bits (calls of fp16 and bf16) two kernels round more, each in its way; the bound is what covers both.
+// * few_rows: ~q becomes integers in steps of max|~q| / 32639, so each coordinate is off by at most
+//   r = max|~q| / 65278, a score by scale r |y|_1 <= scale r sqrt(d) |y|. In a tile of 64 tokens p_j n_j (n_j
+//   the value's scale) is rounded in steps of the tile's largest / 32639: token j is off by max(p) rho v_j /
+//   65278 with rho = max n / min n, and the tiles' largest p add up to at most 1: 64 rho max|v| / 65278.
+// * many_rows: ~q and y, the weights and the values become fp16: 2 h scale |~q| |y|, and 2 h max|v|.
+// The call's own keys and values are at least as exact as the latter.
 //
 // The sum of those is `out`, which no element may exceed. It adds up worst cases, and would let a lost token
-// pass, so the root mean square over all elements is held to what independent roundings give (a rounding of
-// at most b has an rms of b / sqrt(3); they add in squares: 64 tokens count 8 times, d coordinates of |y|
-// once), twice that because rows share the roundings of their query, of which there may be few.
+// pass, so the root mean square over all elements is held to what independent roundings give: one of at most
+// b has an rms of b / sqrt(3), and they add in squares: 64 tokens count 8 times; d coordinates of r |y| once,
+// and of h ~q y as |~q| |y| / sqrt(d), since a rotation spreads vectors evenly. Twice that, because rows
+// share the roundings of their query, of which there may be few.
 namespace turboquant::gpu {
 
 struct Allowed {
@@ -60,6 +61,7 @@ struct Sizes {
   double rms() const { return count > 0 ? std::sqrt(squares / count) : 0; }
 };
 
+// Of a call on this world, whose rows are rounded to the dtype already.
 inline Allowed allowed(World& world, const World::Call& call, const AttendArgs& a, DType dtype) {
   const int d = world.d(), heads = world.shape.kv_heads, group = world.q_heads() / heads;
   const std::int64_t longest = *std::max_element(world.lengths.begin(), world.lengths.end());
@@ -104,21 +106,19 @@ inline Allowed allowed(World& world, const World::Call& call, const AttendArgs& 
   }
 
   const double u = 0x1p-24, t = unit_of(dtype), scale = static_cast<double>(a.scale);
-  const double rounding = query.largest / 65278, reach = scale * query.norm * keys.norm;
+  const double h = dtype == DType::kF32 ? 0 : 0x1p-11, integer = dtype == DType::kF32 ? 0 : 1.0 / 65278;
+  const double reach = scale * query.norm * keys.norm, r = query.largest * integer;
   const double fp32 = (160 + d) * u * reach + 8 * u * (reach + static_cast<double>(a.softcap));
-  const double s = scale * rounding * std::sqrt(d) * keys.norm + fp32;
+  const double s = scale * r * std::sqrt(d) * keys.norm + 2 * h * reach + fp32;
   const double n = static_cast<double>(longest + call.tokens());
   const double sums = (64 + n / 64) * u * values.largest + 160 * u * values.norm;
-  const double weights = 64 * history_ratio / 65278;
-  const bool sixteen_bits = a.keys.data != nullptr || a.fringe.data != nullptr;
-  const double shares = sixteen_bits ? t : 0;
+  const double tile = 64 * history_ratio * integer;
   const auto squared = [](double x) { return x * x; };
   const double v = values.rms();
-  const double expected = std::sqrt((squared(2 * scale * rounding * keys.norm * v) +
-                                     squared(weights / 8 * v) + squared(shares * v) + squared(t * v)) /
-                                    3);
-  return {.out = (2 * s + weights + shares + t) * values.largest + sums,
-          .out_rms = 2 * expected + 2 * fp32 * v + sums,
+  const double scores = squared(scale * r * keys.norm) + 2 * squared(h * reach / std::sqrt(d));
+  const double rounded = squared(tile / 8) + 2 * squared(h) + squared(t);
+  return {.out = (2 * s + tile + 2 * h + t) * values.largest + sums,
+          .out_rms = 2 * v * std::sqrt((4 * scores + rounded) / 3) + 2 * fp32 * v + sums,
           .lse = s + (80 + n / 64) * u + 2 * u * (reach + std::log(n + 1))};
 }
 
