@@ -63,11 +63,3 @@ target_compile_options(turboquant_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--expt
 # These decide codes: no fused multiply-add, as on the CPU (docs/adr/0002).
 file(GLOB TQ_CODE_SOURCES CONFIGURE_DEPENDS src/kernels/cuda/rotate*.cu src/kernels/cuda/balance*.cu src/kernels/cuda/encode*.cu src/kernels/cuda/encode/*.cu)
 set_source_files_properties(${TQ_CODE_SOURCES} PROPERTIES COMPILE_OPTIONS -fmad=false)
-# For missing.cc.
-foreach(verb rotate balance encode decode attend)
-  string(TOUPPER ${verb} VERB)
-  file(GLOB verb_sources CONFIGURE_DEPENDS src/kernels/cuda/${verb}.cu src/kernels/cuda/${verb}/${verb}.cu src/kernels/cuda/${verb}/${verb}.cc)
-  if(verb_sources)
-    set_property(SOURCE src/kernels/cuda/missing.cc APPEND PROPERTY COMPILE_DEFINITIONS TQ_HAS_${VERB})
-  endif()
-endforeach()
