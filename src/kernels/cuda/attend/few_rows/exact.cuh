@@ -205,6 +205,7 @@ __device__ __forceinline__ void attend_exact_unit(const Params& p, const Sequenc
   for (int first = 0; first < tokens; first += kExactTokens) {
     const int count = min(kExactTokens, tokens - first);
     if (piece < 0) {
+      sharing_sync<S>();  // all have read what the slot held
       if (fills) rotate_own<S>(p, sequence, first, count, kv_head, staged, tile);
       sharing_sync<S>();
     }
