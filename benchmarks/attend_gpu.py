@@ -30,23 +30,30 @@ def selected(pattern: str) -> list[rows.Row]:
     return [row for row in everything if row.name in wanted]
 
 
-def measure_all(todo: list[rows.Row], args: argparse.Namespace, clock: timing.Clock, copy_gb_s: float, deadline: float) -> list[dict]:
+def failed(row: rows.Row, error: RuntimeError) -> dict:
+    return measure.describe(row) | {
+        "workspace_bytes": 0, "error": None, "sdpa_error": None, "right": False, "failed": str(error).splitlines()[0]
+    }  # fmt: skip
+
+
+def measured_rows(todo: list[rows.Row], args: argparse.Namespace, clock: timing.Clock, deadline: float):
+    """The rows one after the other; what fails is reported, and the others go on."""
     dense = None if args.no_baselines else baselines.Dense(torch.cuda.mem_get_info()[0] // 2)
-    measured, pool = [], None
-    print(report.HEAD)
-    for row in todo:
+    pool = None
+    for i, row in enumerate(todo):
         if time.monotonic() > deadline:
-            print(f"out of time: {len(todo) - len(measured)} rows not run", flush=True)
-            break
-        if pool is None or pool.format != row.format:
-            pool = None
-            same = [other for other in todo if other.format == row.format]
-            pool = problem.Pool(row, problem.pool_pages(same), "cuda")
+            print(f"out of time: {len(todo) - i} rows not run", flush=True)
+            return
         begin = time.monotonic()
-        measured.append(measure.measure(row, pool, dense, clock, own_tokens=not args.history_only, full=not args.quick))
-        measured[-1]["seconds"] = round(time.monotonic() - begin, 2)
-        print(report.line(report.complete(measured, todo, copy_gb_s)[-1]), flush=True)
-    return report.complete(measured, todo, copy_gb_s)
+        try:
+            if pool is None or pool.format != row.format:
+                pool = None
+                same = [other for other in todo if other.format == row.format]
+                pool = problem.Pool(row, problem.pool_pages(same), "cuda")
+            result = measure.measure(row, pool, dense, clock, own_tokens=not args.history_only, full=not args.quick)
+        except RuntimeError as error:
+            result = failed(row, error)
+        yield result | {"seconds": round(time.monotonic() - begin, 2)}
 
 
 def launch_only(todo: list[rows.Row], own_tokens: bool) -> None:
@@ -85,19 +92,29 @@ def main() -> int:
     clocks = ", ".join(f"{name} {value}" for name, value in result["under_load"].items())
     bandwidths = ", ".join(f"{name.removesuffix('_gb_s').replace('_', ' ')} {x:.0f}" for name, x in result.items() if name.endswith("_gb_s"))
     print(f"{result['device']}, {clocks}; GB/s: {bandwidths}")
-    others = facts.other_processes()
+    result["other_processes"] = [facts.other_processes()]
+
+    def save() -> None:
+        if args.json:
+            with open(args.json, "w") as out:
+                json.dump(result, out, indent=1)
+                out.write("\n")
+
     with torch.inference_mode():
         if args.map:
             result["cells"] = grid.measure_all(clock, result["copy_gb_s"], deadline)
         else:
-            result["rows"] = measure_all(selected(args.rows), args, clock, result["copy_gb_s"], deadline)
-    result["other_processes"] = [others, facts.other_processes()]
+            todo, measured = selected(args.rows), []
+            print(report.HEAD)
+            for row in measured_rows(todo, args, clock, deadline):
+                measured.append(row)
+                result["rows"] = report.complete(measured, todo, result["copy_gb_s"])
+                print(report.line(result["rows"][-1]), flush=True)
+                save()  # a run that is stopped leaves what it has
+    result["other_processes"].append(facts.other_processes())
     if any(result["other_processes"]):
         print("other programs used this GPU: these times are not to be trusted")
-    if args.json:
-        with open(args.json, "w") as out:
-            json.dump(result, out, indent=1)
-            out.write("\n")
+    save()
     return 0 if all(row["right"] for row in result.get("rows", [])) else 1
 
 

@@ -48,7 +48,7 @@ VALUES: dict[str, Callable[[dict, dict], float | None]] = {
     "ratio_to_cudnn": lambda row, _: row["ratio_to_cudnn"],
     "ratio_to_flash": lambda row, _: row["ratio_to_flash"],
     "share_of_copy": lambda row, _: row["share_of_copy"],
-    "workspace_mb": lambda row, _: row["workspace_bytes"] / 1e6,
+    "workspace_mb": lambda row, _: row["workspace_bytes"] / 1e6 if row.get("us") else None,
     "time_over": lambda row, other: _over(best_us(row), best_us(other)),
     "rate_over": lambda row, other: _over(row["gb_s"], other.get("gb_s")),
     "extra_us": _extra,
@@ -92,6 +92,8 @@ HEAD = f"{'':<36}{'graph':>9}{'chained':>9}{'single':>9}{'GB/s':>7}{'copy':>6}{'
 
 def line(row: dict) -> str:
     """A row of the printed table."""
+    if row.get("failed"):
+        return f"{row['name']:<36} FAILED: {row['failed']}"
     if not row["right"] and "us" not in row:
         found = " and torch's own ".join("not finite" if row[x] is None else f"{row[x]:.2e}" for x in ("error", "sdpa_error"))
         return f"{row['name']:<36} WRONG: error {found}"

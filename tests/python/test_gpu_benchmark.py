@@ -205,6 +205,17 @@ def test_a_wrong_row_is_reported_without_times():
     assert "WRONG" in report.line(report.complete([wrong], [row], 2900.0)[0])
 
 
+def test_a_row_that_fails_is_reported_with_its_message():
+    row = ROWS["8 x 11,264"]
+    result = tool("benchmarks/attend_gpu.py").failed(row, RuntimeError("no such kernel\nand more"))
+    assert "FAILED: no such kernel" in report.line(report.complete([result], [row], 2900.0)[0])
+
+
+def test_long_calls_are_checked_at_some_queries():
+    made = tiny_problem(replace(TINY, queries=150), buffers=1)
+    assert measure._checked(made)["right"]
+
+
 def test_the_report_is_json_with_every_derived_number():
     again = json.loads(json.dumps(a_report()))
     keys = {"name", "verb", "sequences", "bytes", "us", "gb_s", "share_of_copy", "ratio_to_cudnn", "error", "right", "targets"}
