@@ -96,6 +96,53 @@ TEST(Encode, WritesTheReferencesBytesOfALongPrefill) {
   expect_same(shape, {{2400}, {100}}, "prefill");
 }
 
+// Enough pages to fill a GPU, in 16 bits at head_dim 128: a kernel of its own.
+Shape prefill_shape() {
+  Shape shape;
+  shape.format = {128, 4, 4};
+  shape.kv_heads = 16;
+  shape.sequences = 3;
+  shape.max_pages = 16;
+  shape.fringe_first = 4;
+  shape.fringe_recent = 28;
+  return shape;
+}
+
+TEST(Encode, WritesTheReferencesBytesOfPrefillsAtEveryPairOfWidths) {
+  for (int k = 2; k <= 4; ++k)
+    for (int v = 2; v <= 4; ++v) {
+      Shape shape = prefill_shape();
+      shape.format = {128, k, v};
+      expect_same(shape, {{500, 64, 130}, {300, 1, 400}, {1, 1, 1}}, "prefill, " + name_of(shape.format),
+                  (k + v) % 2 == 0 ? DType::kBF16 : DType::kF16);
+    }
+}
+
+TEST(Encode, WritesTheReferencesBytesOfPrefillsWithPaddingAndOddValues) {
+  for (const DType dtype : {DType::kF16, DType::kBF16}) {
+    Shape shape = prefill_shape();
+    shape.starts = {7, 0, 100};
+    World world(shape, 3);
+    DeviceWorld device(world);
+    for (int turn = 0; turn < 2; ++turn) {
+      World::Call call = world.random_call({400, 90, 300});
+      const std::size_t row = World::n(shape.kv_heads * 128);
+      call.keys[10 * row + 3] = call.values[70 * row + 500] = NAN;
+      call.keys[66 * row + 300] = INFINITY;
+      call.values[67 * row + 1] = -INFINITY;
+      call.keys[68 * row] = call.values[68 * row] = dtype == DType::kF16 ? 6e4f : 3e38f;
+      std::fill_n(call.keys.begin() + static_cast<std::ptrdiff_t>(69 * row), row, 0.0f);
+      std::fill_n(call.values.begin() + static_cast<std::ptrdiff_t>(69 * row), row, -0.0f);
+      round_to(dtype, call);
+      world.append(kernels::kReference, call);
+      const Status status = device.append(world, call, dtype);
+      ASSERT_TRUE(status.ok()) << status.error().message;
+      if (!expect_same_bytes(world, device, std::string("odd prefill, ") + turboquant::name_of(dtype)))
+        return;
+    }
+  }
+}
+
 TEST(Encode, KeepsNanAndInfinityInTheirToken) {
   for (const DType dtype : kDTypes) {
     Shape shape;
