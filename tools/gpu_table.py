@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the README's table of GPU times from the committed runs, benchmarks/results/attend_gpu_*.json: tools/gpu_table.py
+"""Writes the tables of GPU times in README.md (some rows) and docs/attend.md (all) from the committed runs,
+benchmarks/results/attend_gpu_*.json: tools/gpu_table.py
 
 A run gets there by `make gpu-bench` and a copy of build/gpu-bench/attend_gpu.json. tests/python/test_readme.py compares."""
 
@@ -12,19 +13,29 @@ BEGIN, END = "<!-- GPU runs: written by tools/gpu_table.py -->\n", "<!-- end of 
 SHOWN = ("1 x 2,048", "1 x 11,264", "1 x 131,072", "8 x 11,264", "32 x 11,264", "64 x 2,048", "256 x 512", "3/3 bits, 32 x 11,264", "2/2 bits, 32 x 11,264")
 
 
-def rendered() -> str:
-    """All committed runs, in the order of their names; empty without one."""
+def reports() -> list[tuple[Path, dict]]:
+    """All committed runs, in the order of their names."""
     paths = sorted((ROOT / "benchmarks/results").glob("attend_gpu_*.json"))
-    reports = [(path, json.loads(path.read_text())) for path in paths]
-    return "\n".join(section(path, report) for path, report in reports if report["benchmark"] == "attend_gpu")
+    found = [(path, json.loads(path.read_text())) for path in paths]
+    return [(path, report) for path, report in found if report["benchmark"] == "attend_gpu"]
 
 
-def split(readme: str) -> tuple[str, str, str]:
-    """README.md before, between and after the two markers."""
-    before, begin, rest = readme.partition(BEGIN)
+def rendered() -> str:
+    """README.md's part; empty without a run."""
+    return "\n".join(section(path, report) for path, report in reports())
+
+
+def rendered_in_full() -> str:
+    """docs/attend.md's part; empty without a run."""
+    return "\n".join(full_section(path, report) for path, report in reports())
+
+
+def split(document: str) -> tuple[str, str, str]:
+    """A document before, between and after the two markers."""
+    before, begin, rest = document.partition(BEGIN)
     between, end, after = rest.partition(END)
     if not (begin and end):
-        raise SystemExit("README.md has no markers for GPU runs")
+        raise SystemExit("a document has lost its markers for GPU runs")
     return before + begin, between, end + after
 
 
@@ -50,7 +61,53 @@ def _line(row: dict) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def full_section(path: Path, report: dict) -> str:
+    """Every row with its targets: what was reached, and by how much it falls short."""
+    clocks = report.get("under_load", {})
+    caption = (
+        f"{report['device']} ({clocks.get('clocks.sm', '?')} and {clocks.get('clocks.mem', '?')} MHz under load), copy "
+        f"{report['copy_gb_s']:,.0f} GB/s, read {report['read_gb_s']:,.0f} GB/s, torch {report['torch']}, commit {report['commit']} "
+        f"([the run](../{path.relative_to(ROOT)})):"
+        if path.is_relative_to(ROOT)
+        else path.name
+    )
+    head = "| row | graph, us | chained, us | GB/s | of copy | cuDNN, us | FLASH, us | target | reached | |"
+    lines = [line for row in report["rows"] for line in _full_lines(row)]
+    return "\n".join(["", caption, "", head, "|---|---|---|---|---|---|---|---|---|---|", *lines, ""])
+
+
+WORDS = {
+    "ratio_to_cudnn": "x cuDNN", "ratio_to_flash": "x FLASH", "share_of_copy": "of copy", "workspace_mb": "MB workspace",
+    "time_over": "x the time of", "rate_over": "of the GB/s of", "extra_us": "us over",
+}  # fmt: skip
+
+
+def _full_lines(row: dict) -> list[str]:
+    """A line for the row, and one more for each target after the first."""
+    if "us" not in row:
+        return [f"| {row['name']} | {row.get('failed', 'wrong result')} | | | | | | | | **not measured** |"]
+    us = {name: f"{times['median']:.1f}" for name, times in row["us"].items()}
+    other = [f"{row[name]['median']:.1f}" if row.get(name) else "" for name in ("cudnn_us", "flash_us")]
+    cells = [row["name"], us["graph"], us["chained"], f"{row['gb_s']:,.0f}", f"{100 * row['share_of_copy']:.0f} %", *other]
+    targets = [_target(target) for target in row["targets"]] or [["", "", ""]]
+    lines = [cells + targets[0], *([""] * len(cells) + target for target in targets[1:])]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _target(target: dict) -> list[str]:
+    least = target["at_least"] is not None
+    bound, value = target["at_least"] if least else target["at_most"], target["value"]
+    asked = f"{'>=' if least else '<='} {bound:g} {WORDS[target['what']]}" + (f" {target['of']}" if target["of"] else "")
+    if value is None:
+        return [asked, "", "not measured"]
+    return [asked, f"{value:.2f}", "met" if target["met"] else "**missed**"]
+
+
+def write(document: Path, text: str) -> None:
+    before, _, after = split(document.read_text())
+    document.write_text(before + text + after)
+
+
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    before, _, after = split(readme.read_text())
-    readme.write_text(before + rendered() + after)
+    write(ROOT / "README.md", rendered())
+    write(ROOT / "docs/attend.md", rendered_in_full())

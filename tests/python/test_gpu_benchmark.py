@@ -249,5 +249,14 @@ def test_the_readme_table_has_a_line_for_each_shown_row_that_was_run():
     assert set(made.SHOWN) <= set(ROWS)
 
 
+def test_the_full_table_says_what_was_missed_and_what_was_not_measured():
+    made = tool("tools/gpu_table.py")
+    broken = tool("benchmarks/attend_gpu.py").failed(ROWS["8 x 11,264"], RuntimeError("no such kernel"))
+    whole = a_report() | {"read_gb_s": 3000.0}
+    text = made.full_section(Path("run.json"), whole | {"rows": whole["rows"] + [broken | {"targets": []}]})
+    assert "| >= 3.45 x cuDNN | 3.44 | **missed** |" in text and "| >= 0.95 of copy | 0.97 | met |" in text
+    assert "no such kernel" in text
+
+
 def test_a_baseline_for_unequal_lengths_does_not_exist():
     assert baselines.Dense.time(None, ROWS["16 of 1,250 to 5,000"], "cudnn", None) is None

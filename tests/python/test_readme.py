@@ -47,3 +47,10 @@ def test_the_tables_say_what_the_committed_runs_say(name):
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
     assert tool.split(README)[1] == tool.rendered(), f"run tools/{name}.py"
+
+
+def test_docs_attend_says_what_the_committed_gpu_runs_say():
+    spec = importlib.util.spec_from_file_location("gpu_table", ROOT / "tools/gpu_table.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    assert tool.split((ROOT / "docs/attend.md").read_text())[1] == tool.rendered_in_full(), "run tools/gpu_table.py"
