@@ -277,4 +277,69 @@ __device__ inline void expand_values(const std::uint8_t* page, const PageConstan
   }
 }
 
+// ---- a thread's share of a page, in two halves, while its warp multiplies
+
+// The words of one half, keys or values, of a thread of a CTA of 8 warps: read_..(), then expand() of each
+// word wherever instructions are free.
+template <int D>
+struct Share {
+  static constexpr bool kExists = D % 32 == 0;
+  static constexpr int kWords = D <= 128 ? 4 : 8;
+  std::uint32_t selectors[kWords];
+  std::uint32_t scales[4];
+  HalfTable table;
+  std::uint32_t to;  // word x: to + (x % 4) * step + x / 4 * leap
+  int step, leap, count;
+
+  __device__ void none() {
+    count = 0;
+#pragma unroll
+    for (int x = 0; x < kWords; ++x) selectors[x] = 0;
+  }
+  __device__ void read_keys(const std::uint8_t* page, const PageConstants& constants, std::uint8_t* keys,
+                            float* centred) {
+    const int thread = static_cast<int>(threadIdx.x), t = thread >> 2, q = thread & 3, row = tile_row(t);
+    std::uint32_t codes[D / 32];
+    read_key<D, 0>(page, constants.k_bits, t, q, codes);
+#pragma unroll
+    for (int x = 0; x < kWords; ++x) selectors[x] = x < D / 32 ? codes[x < D / 32 ? x : 0] : 0;
+    const std::uint32_t stored =
+        *reinterpret_cast<const std::uint16_t*>(page + constants.k_scales + 2 * (8 * (t & 7) + (t >> 3)));
+#pragma unroll
+    for (int k = 0; k < 4; ++k) scales[k] = (stored & 0x7fffu) * 0x10001u;
+    if (q == 0) centred[row] = (stored & 0x8000u) != 0 ? 0.0f : 1.0f;
+    table = constants.keys;
+    to = shared_address(keys) + row * Layout<D>::kPitch + 16 * q;
+    step = 64, leap = 256, count = D / 32;
+  }
+  __device__ void read_values(const std::uint8_t* page, const PageConstants& constants, int begin, int end,
+                              std::uint8_t* values, std::uint32_t* not_finite) {
+    const int lane = static_cast<int>(threadIdx.x & 31), warp = static_cast<int>(threadIdx.x >> 5);
+    const int g = lane >> 2, q = lane & 3, i = warp & 1, first = warp >> 1;
+    const uint4 s = value_scales(page + constants.v_scales, i, q, begin, end, not_finite);
+    scales[0] = s.x, scales[1] = s.y, scales[2] = s.z, scales[3] = s.w;
+    count = 0;
+#pragma unroll
+    for (int x = 0; x < kWords; x += 4) {
+      std::uint32_t codes[4] = {};
+      if (first + x < D / 32) {
+        value_selectors<D, 4>(page + constants.v_codes, constants.v_bits, first + x, lane, i, codes);
+        count = x + 4;
+      }
+#pragma unroll
+      for (int k = 0; k < 4; ++k) selectors[x + k] = codes[k];
+    }
+    table = constants.values;
+    to = shared_address(values) + (32 * first + g) * Layout<D>::kValuePitch +
+         ((4 * i + q) ^ value_swizzle(g)) * 16;
+    step = 8 * Layout<D>::kValuePitch, leap = 4 * 32 * Layout<D>::kValuePitch;
+  }
+  __device__ void expand(int x) const {
+    const uint4 w = look_up(selectors[x], table);
+    store_shared_if(
+        x < count, to + x % 4 * step + x / 4 * leap,
+        {times(w.x, scales[0]), times(w.y, scales[1]), times(w.z, scales[2]), times(w.w, scales[3])});
+  }
+};
+
 }  // namespace turboquant::kernels::cuda::many

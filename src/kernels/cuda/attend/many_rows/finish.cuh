@@ -68,9 +68,7 @@ __device__ inline void finish(const AttendArgs& a, const Work& w, const Partials
   for (int b = 0; b < L::kMmaRows; ++b)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float sum = sums.sum[b][half], largest = sums.largest[b][half];
-      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+      const float sum = sums.sum[b][2 * half], largest = sums.largest[b][half] - kLift;
       const int row = warp * L::kWarpRows + 16 * b + 8 * half + g;
       if (row >= w.rows) continue;
       const std::int64_t pair = w.first_row + row;

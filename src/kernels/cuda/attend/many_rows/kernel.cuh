@@ -7,12 +7,8 @@
 #include "kernels/cuda/attend/many_rows/raw_tile.cuh"
 
 // Flash attention over pages: a CTA takes a tile of rows and loops over tiles of 64 tokens. With two stages
-// of shared memory, half of the warps expand the next page's codes into fp16 while the other half multiply:
-//
-//   warps 0-3:  barrier; scores, softmax, values of tile n; expand page n + 1
-//   warps 4-7:  barrier; expand page n + 1; scores, softmax, values of tile n
-//
-// (each its share of a page). With one stage: barrier; tile n; barrier; expand page n + 1.
+// of shared memory the codes of page n + 1 become fp16 between the MMAs of tile n, which leave most issue
+// slots free: one barrier a page. With one stage: barrier; tile n; barrier; expand page n + 1.
 namespace turboquant::kernels::cuda::many {
 
 // Copies the split's pages, one ahead; the page table is read two ahead.
@@ -81,9 +77,11 @@ struct Shared {
 
 // The tile in shared memory: scores, softmax, values. unit: of its keys; batch_page: which of the centre
 // scores are its own, or -1.
-template <int D>
+// share_of(first, share): the part of the next page that the thread expands in the step from slot `first` on.
+template <int D, class ShareOf>
 __device__ inline void attend_tile(const AttendArgs& a, const Work& w, const Shared<D>& shared, int stage,
-                                   int item, bool whole, float unit, int batch_page, Sums<D>& sums) {
+                                   int item, bool whole, float unit, int batch_page, Sums<D>& sums,
+                                   ShareOf share_of) {
   using L = Layout<D>;
   const int g = static_cast<int>(threadIdx.x & 31) >> 2;
   float scale[L::kMmaRows][2], to_powers[L::kMmaRows][2], centre[L::kMmaRows][2];
@@ -99,8 +97,12 @@ __device__ inline void attend_tile(const AttendArgs& a, const Work& w, const Sha
 #pragma unroll 1
   for (int first = 0; first < kPageTokens; first += kStepTokens) {
     Scores<D> s;
+    Share<D> share;
+    const bool expands = share_of(first, share);
     multiply_keys<D>(shared.warp_queries(), shared_address(shared.keys(stage)) + first * L::kPitch,
-                     shared.centred(stage) + first, centre, s);
+                     shared.centred(stage) + first, centre, s, [&](int k) {
+                       if (expands && k < Share<D>::kWords) share.expand(k);
+                     });
     if (a.softcap > 0) cap_scores<D>(a.softcap, scale, s);
     if (!whole) mask<D>(a, w, tile_span(w, item), shared.warp_row_token(), first, s);
     raise_maximum<D>(to_powers, s, sums);
@@ -126,40 +128,53 @@ __device__ inline void attend_pages(const AttendArgs& a, const PageConstants& co
   Flags& flags = shared.flags();
   std::uint32_t spoiled = 0;            // bit 2 block + half: the row sees a value of NaN
   const int other = shared.stages - 1;  // n & other: the stage of tile n
-  const bool first_half = shared.stages == 1 || threadIdx.x < blockDim.x / 2;  // compute, then expand
   const bool has_rows = shared.warp_row() < w.rows;
   const int count = end - begin;
   if (count <= 0) return;
 
 #pragma unroll 1
-  for (int half = -1; half < 2 * count; ++half) {  // the first one only expands page 0
-    const int n = half >> 1;
-    const bool second = (half & 1) != 0;
-    if (!second || other == 0 || n < 0) {
-      cp_async_wait_all();
-      __syncthreads();
-    }
-    if (!second) {  // into the stage that tile n - 1, or page n, has left
-      reader.copy(n & other);
-      if (n % kCentreBatch == 1)
-        copy_centres<D>(a, constants, w, begin + n - 1 + kCentreBatch, end, shared_address(shared.centres()));
-      if (threadIdx.x < 2) flags.not_finite[(n + 2) & 3][threadIdx.x] = 0;
-    } else if (n < 0 && other != 0) {
-      reader.copy(1);
-    }
-    if (second == first_half || n < 0) {
-      if (n + 1 < count)
-        expand_page<D>(constants, w, shared, (n + 1) & other, begin + n + 1, flags.not_finite[(n + 1) & 3]);
-    } else if (has_rows) {
-      const int item = begin + n;
+  for (int n = -1; n < count; ++n) {  // the first round only expands page 0
+    cp_async_wait_all();
+    __syncthreads();
+    if (n >= 0) reader.copy(n & other);  // into the stage that tile n - 1, or page n, has left
+    else if (other != 0) reader.copy(1);
+    if (n > 0 && n % kCentreBatch == 1)
+      copy_centres<D>(a, constants, w, begin + n - 1 + kCentreBatch, end, shared_address(shared.centres()));
+    if (threadIdx.x < 2) flags.not_finite[(n + 2) & 3][threadIdx.x] = 0;
+
+    const bool more = n + 1 < count, meanwhile = Share<D>::kExists && other != 0 && has_rows && n >= 0;
+    const int item = begin + n, next = (n + 1) & other;
+    std::uint32_t* next_not_finite = flags.not_finite[(n + 1) & 3];
+    if (n >= 0 && has_rows) {
       if (n % kCentreBatch == 0)
         score_centres<D>(shared.warp_queries(), shared.centres(), shared.warp_centre_scores());
+      const auto share_of = [&](int first, Share<D>& share) {
+        if constexpr (Share<D>::kExists) {
+          if (!meanwhile || !more) {
+            share.none();
+          } else if (first == 0) {
+            share.read_keys(shared.packed(next), constants, shared.keys(next), shared.centred(next));
+          } else {
+            TileSpan tile{0, 0, kPageTokens};
+            if (item + 1 < w.whole_begin || item + 1 >= w.whole_end) tile = tile_span(w, item + 1);
+            share.read_values(shared.packed(next), constants, tile.begin, tile.end, shared.values(next),
+                              next_not_finite);
+          }
+        }
+        return Share<D>::kExists;
+      };
       attend_tile<D>(a, w, shared, n & other, item, item >= w.whole_begin && item < w.whole_end, 2.0f,
-                     n % kCentreBatch, sums);  // tiles hold half of a key
+                     n % kCentreBatch, sums, share_of);  // tiles hold half of a key
       if ((flags.not_finite[n & 3][0] | flags.not_finite[n & 3][1]) != 0)
         spoiled |=
             rows_that_see<D>(a, w, tile_span(w, item), shared.warp_row_token(), flags.not_finite[n & 3]);
     }
+    if (!more || meanwhile) continue;
+    if (other == 0 && n >= 0) {
+      cp_async_wait_all();
+      __syncthreads();
+    }
+    expand_page<D>(constants, w, shared, next, item + 1, next_not_finite);
   }
   if (spoiled == 0) return;
 #pragma unroll
@@ -237,7 +252,8 @@ __device__ inline float attend_raw(const AttendArgs& a, const Work& w, const Sha
 #pragma unroll
             for (int c = 0; c < 4; ++c) sums.o[b][j][c] *= change;
       }
-      attend_tile<D>(a, w, shared, n & other, item, all_seen(a, w, tile), 1.0f / units.key, -1, sums);
+      attend_tile<D>(a, w, shared, n & other, item, all_seen(a, w, tile), 1.0f / units.key, -1, sums,
+                     [](int, Share<D>&) { return false; });
       if ((flags.not_finite[n & 3][0] | flags.not_finite[n & 3][1]) != 0)
         add_not_finite<D>(a, w, tile, shared.warp_row_token(), flags.not_finite[n & 3], sums,
                           [&](int slot, int e) { return widen(tokens.bf16, tokens.value(slot)[e]); });
@@ -274,7 +290,9 @@ __global__ void __launch_bounds__(32 * Layout<D>::kMaxWarps, 1)
 #pragma unroll
   for (int b = 0; b < L::kMmaRows; ++b) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) sums.largest[b][half] = -INFINITY, sums.sum[b][half] = 0.0f;
+    for (int half = 0; half < 2; ++half) sums.largest[b][half] = -INFINITY;
+#pragma unroll
+    for (int c = 0; c < 4; ++c) sums.sum[b][c] = 0.0f;
 #pragma unroll
     for (int j = 0; j < D / 8; ++j)
 #pragma unroll

@@ -46,6 +46,15 @@ __device__ inline float exp2_approx(float x) {
   return y;
 }
 
+// A store where `yes` is not 0, without a branch: instructions around it stay in one block, to be
+// interleaved.
+__device__ inline void store_shared_if(bool yes, std::uint32_t to, const uint4& x) {
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, %0, 0; @p st.shared.v4.b32 [%1], {%2, %3, %4, %5}; }" ::"r"(
+                   static_cast<int>(yes)),
+               "r"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
+               : "memory");
+}
+
 // Byte j of the result is byte (nibble j of selector, below 8) of high:low. Unlike __byte_perm, no mask: the
 // selector's upper half is ignored.
 __device__ inline std::uint32_t permute(std::uint32_t low, std::uint32_t high, std::uint32_t selector) {

@@ -12,8 +12,10 @@ template <int D>
 struct Sums {
   static constexpr int kBlocks = Layout<D>::kMmaRows;
   float o[kBlocks][D / 8][4];  // accumulators: sums of weights times values
-  float largest[kBlocks][2];   // of the scores, in powers of two; the same in the 4 lanes of a row
-  float sum[kBlocks][2];       // of the weights of the lane's own columns
+  float sum[kBlocks][4];       // accumulators: sums of weights, in all columns the same
+  // What weights are relative to, in powers of two, the same in the 4 lanes of a row: the largest score, or a
+  // little less.
+  float largest[kBlocks][2];
 };
 
 // A tile is done in steps of 32 tokens: a page at once would not leave the sums their registers.
@@ -22,10 +24,12 @@ constexpr int kStepTokens = 32;
 template <int D>
 using Scores = float[Layout<D>::kMmaRows][kStepTokens / 8][4];
 
-// s = centre score where the token's reference is the centre, + q . k
-template <int D>
+// s = centre score where the token's reference is the centre, + q . k. between(k) is other work for the
+// issue slots that the k-th of D / 16 rounds of MMAs leaves free.
+template <int D, class Between>
 __device__ inline void multiply_keys(std::uint32_t queries, std::uint32_t keys, const float* centred,
-                                     const float (&centre)[Layout<D>::kMmaRows][2], Scores<D>& s) {
+                                     const float (&centre)[Layout<D>::kMmaRows][2], Scores<D>& s,
+                                     Between between) {
   using L = Layout<D>;
   const int lane = static_cast<int>(threadIdx.x & 31), q = lane & 3;
 #pragma unroll
@@ -39,21 +43,26 @@ __device__ inline void multiply_keys(std::uint32_t queries, std::uint32_t keys, 
   }
   const std::uint32_t a_at = queries + (lane & 15) * L::kPitch + (lane >> 4) * 16;
   const std::uint32_t b_at = keys + ((lane >> 4) * 8 + (lane & 7)) * L::kPitch + (lane >> 3 & 1) * 16;
+  // Operands are read a round ahead: between() may write to shared memory, and nothing moves across that.
+  std::uint32_t a[2][L::kMmaRows][4], x[2][kStepTokens / 16][4];
+  const auto read = [&](int k) {
+#pragma unroll
+    for (int b = 0; b < L::kMmaRows; ++b) ldmatrix_x4(a[k & 1][b], a_at + 16 * b * L::kPitch + 32 * k);
+#pragma unroll
+    for (int j = 0; j < kStepTokens / 16; ++j) ldmatrix_x4(x[k & 1][j], b_at + 16 * j * L::kPitch + 32 * k);
+  };
+  read(0);
 #pragma unroll
   for (int k = 0; k < D / 16; ++k) {
-    std::uint32_t a[L::kMmaRows][4];
+    if (k + 1 < D / 16) read(k + 1);
 #pragma unroll
-    for (int b = 0; b < L::kMmaRows; ++b) ldmatrix_x4(a[b], a_at + 16 * b * L::kPitch + 32 * k);
-#pragma unroll
-    for (int j = 0; j < kStepTokens / 8; j += 2) {
-      std::uint32_t x[4];
-      ldmatrix_x4(x, b_at + 8 * j * L::kPitch + 32 * k);
+    for (int j = 0; j < kStepTokens / 16; ++j)
 #pragma unroll
       for (int b = 0; b < L::kMmaRows; ++b) {
-        mma_16816(s[b][j], a[b], x[0], x[1]);
-        mma_16816(s[b][j + 1], a[b], x[2], x[3]);
+        mma_16816(s[b][2 * j], a[k & 1][b], x[k & 1][j][0], x[k & 1][j][1]);
+        mma_16816(s[b][2 * j + 1], a[k & 1][b], x[k & 1][j][2], x[k & 1][j][3]);
       }
-    }
+    between(k);
   }
 }
 
@@ -96,41 +105,48 @@ __device__ inline void cap_scores(float cap, const float (&scale)[Layout<D>::kMm
         }
 }
 
-// Scores times `scale` are in powers of two. Moves the sums to their new maximum.
+// Scores up to kSlack above `largest` are left alone: most steps then neither reduce maxima over lanes nor
+// rescale sums.
+constexpr float kSlack = 4.0f;
+// A weight is 2^(score - largest + kLift): small ones stay clear of fp16's subnormals, large ones below 2^12.
+constexpr float kLift = 8.0f;
+
+// Scores times `scale` are in powers of two. Moves the sums to a new maximum where a weight would pass
+// 2^kSlack.
 template <int D>
 __device__ inline void raise_maximum(const float (&scale)[Layout<D>::kMmaRows][2], const Scores<D>& s,
                                      Sums<D>& sums) {
   constexpr int kBlocks = Layout<D>::kMmaRows;
-  float largest[kBlocks][2];
+  float most[kBlocks][2];
   bool grew = false;
 #pragma unroll
   for (int b = 0; b < kBlocks; ++b)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float most = fmaxf(s[b][0][2 * half], s[b][0][2 * half + 1]);
+      most[b][half] = fmaxf(s[b][0][2 * half], s[b][0][2 * half + 1]);
 #pragma unroll
       for (int j = 1; j < kStepTokens / 8; ++j)
-        most = fmaxf(most, fmaxf(s[b][j][2 * half], s[b][j][2 * half + 1]));
-      most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
-      most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
-      largest[b][half] = fmaxf(sums.largest[b][half], most * scale[b][half]);
-      grew |= largest[b][half] > sums.largest[b][half];
+        most[b][half] = fmaxf(most[b][half], fmaxf(s[b][j][2 * half], s[b][j][2 * half + 1]));
+      grew |= most[b][half] * scale[b][half] > sums.largest[b][half] + kSlack;
     }
-  if (__any_sync(0xffffffffu, grew)) {
+  if (!__any_sync(0xffffffffu, grew)) return;
 #pragma unroll
-    for (int b = 0; b < kBlocks; ++b)
+  for (int b = 0; b < kBlocks; ++b)
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const float factor = largest[b][half] == sums.largest[b][half]
-                                 ? 1.0f
-                                 : exp2_approx(sums.largest[b][half] - largest[b][half]);
-        sums.largest[b][half] = largest[b][half];
-        sums.sum[b][half] *= factor;
+    for (int half = 0; half < 2; ++half) {
+      float x = most[b][half] * scale[b][half];
+      x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+      x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+      x = fmaxf(x, sums.largest[b][half]);
+      const float factor = x == sums.largest[b][half] ? 1.0f : exp2_approx(sums.largest[b][half] - x);
+      sums.largest[b][half] = x;
 #pragma unroll
-        for (int j = 0; j < D / 8; ++j)
-          sums.o[b][j][2 * half] *= factor, sums.o[b][j][2 * half + 1] *= factor;
+      for (int c = 2 * half; c < 2 * half + 2; ++c) {
+        sums.sum[b][c] *= factor;
+#pragma unroll
+        for (int j = 0; j < D / 8; ++j) sums.o[b][j][c] *= factor;
       }
-  }
+    }
 }
 
 // o += weights x values, 16 tokens at a time: accumulators of scores, made weights and packed, are the A
@@ -147,7 +163,7 @@ __device__ inline void multiply_values(std::uint32_t values, int first,
   for (int b = 0; b < L::kMmaRows; ++b)
 #pragma unroll
     for (int half = 0; half < 2; ++half)
-      from[b][half] = sums.largest[b][half] == -INFINITY ? 0.0f : sums.largest[b][half];
+      from[b][half] = sums.largest[b][half] == -INFINITY ? 0.0f : sums.largest[b][half] - kLift;
 #pragma unroll
   for (int k = 0; k < kStepTokens / 16; ++k) {
     std::uint32_t weights[L::kMmaRows][4];
@@ -159,9 +175,11 @@ __device__ inline void multiply_values(std::uint32_t values, int first,
         const float* two = &s[b][2 * k + x / 2][2 * half];
         const float p0 = exp2_approx(fmaf(two[0], scale[b][half], -from[b][half])),
                     p1 = exp2_approx(fmaf(two[1], scale[b][half], -from[b][half]));
-        sums.sum[b][half] += p0 + p1;
         weights[b][x] = pack_half2(p0, p1);
       }
+    constexpr std::uint32_t kOnes = 0x3c003c00u;
+#pragma unroll
+    for (int b = 0; b < L::kMmaRows; ++b) mma_16816(sums.sum[b], weights[b], kOnes, kOnes);
     const int chunk = (first / 8 + 2 * k + (lane >> 3 & 1)) ^ value_swizzle(lane & 7);
 #pragma unroll
     for (int j = 0; j < D / 8; j += 2) {
