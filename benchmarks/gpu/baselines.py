@@ -47,21 +47,22 @@ class Dense:
         ]
         flops = 4 * query.numel() * tokens
         count = launch_count(buffers, max(flops / FLOPS, dense_bytes(row) / BYTES_PER_US))
-        launches = [_launch(query, keys, values, row, backend) for keys, values in caches]
-        try:
-            return clock.graph(launches, count)[0]
-        except RuntimeError:  # a shape that the backend does not have
-            torch.cuda.synchronize()
-            return None
+        for make in (_causal_flash, _sdpa) if row.queries > 1 and backend == "flash" else (_sdpa,):
+            try:
+                return clock.graph([make(query, *cache, backend) for cache in caches], count)[0]
+            except RuntimeError:  # a shape that the backend does not have
+                torch.cuda.synchronize()
+        return None
 
 
-def _launch(query, keys, values, row: Row, backend: str):
+def _causal_flash(query, keys, values, _backend: str):
+    """Aligned to the last key, as a prefill over history is; SDPA's own is_causal is aligned to the first."""
+    return lambda: torch.ops.aten._scaled_dot_product_flash_attention(query, keys, values, 0.0, True)[0]
+
+
+def _sdpa(query, keys, values, backend: str):
     def sdpa():
         with sdpa_kernel(BACKENDS[backend]):
-            return torch.nn.functional.scaled_dot_product_attention(query, keys, values, enable_gqa=row.q_heads > row.kv_heads)
+            return torch.nn.functional.scaled_dot_product_attention(query, keys, values, enable_gqa=query.shape[1] > keys.shape[1])
 
-    def causal_flash():
-        # Aligned to the last key, as a prefill over history is; SDPA's own is_causal is aligned to the first.
-        return torch.ops.aten._scaled_dot_product_flash_attention(query, keys, values, 0.0, True)[0]
-
-    return causal_flash if row.queries > 1 and backend == "flash" else sdpa
+    return sdpa
