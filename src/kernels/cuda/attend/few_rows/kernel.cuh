@@ -8,13 +8,16 @@
 // attend for few queries a sequence: decoding, speculative decoding, tails of prompts. Bound by reading
 // pages.
 //
-//   schedule.cuh  who does what          scores.cuh    codes x queries          exact.cuh   fringe, own
-//   tokens ring.cuh      pages on their way     softmax.cuh   scores to weights        finish.cuh  sums to
-//   outputs queries.cuh   rotate, round          values.cuh    weights x codes          merge.cuh   parts of
-//   several warps
+// clang-format off
+//   schedule.cuh  who does what            softmax.cuh  scores to weights
+//   ring.cuh      pages on their way       values.cuh   weights x codes
+//   queries.cuh   rotate and round         exact.cuh    fringe, the call's own tokens
+//   scores.cuh    codes x queries          finish.cuh   sums to outputs
+//   rotate.cuh    the rotation itself      merge.cuh    parts of several warps
+// clang-format on
 //
-// A CTA of 8 warps an SM. Each stream (a warp, or several that share pages) walks its range of units on
-// its own: no barrier until all are done. docs/attend.md derives the design and says what was measured.
+// A CTA of 8 warps an SM. Each stream (a warp, or several that share pages) walks its range of units on its
+// own: no barrier until all are done. docs/attend.md derives the design and says what was measured.
 namespace turboquant::kernels::cuda::few_rows {
 
 template <class S>
