@@ -3,7 +3,7 @@
 
 #include "kernels/cuda/encode/exact.cuh"
 #include "kernels/cuda/encode/levels.cuh"
-#include "kernels/cuda/encode/quads.cuh"
+#include "kernels/cuda/quads.cuh"
 
 // Rules 4 and 5 for the eight vectors of a warp (quads.cuh). What it costs per coordinate of a lane, in
 // instructions: 3 for the address of its table row, 1 load, 5 byte permutes that turn four rows (a coordinate
