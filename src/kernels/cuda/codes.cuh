@@ -38,10 +38,18 @@ __device__ inline Steps steps_of(int bits, bool is_key) {
 }
 
 // The codes of coordinates e .. e + 3 of a key, e a multiple of 4: a nibble each, from the low bits up.
+// Neighbours lie in neighbouring nibbles, but in narrow planes of narrow codes.
 __device__ inline std::uint32_t four_key_codes(const std::uint8_t* area, int head_dim, int bits, int t,
                                                int e) {
-  if (bits == 4)  // neighbours: nibbles 4 h .. 4 h + 3 of a word
-    return *reinterpret_cast<const std::uint16_t*>(area + core::key_position(head_dim, 4, t, e).byte);
+  const auto four = [&](const std::uint8_t* from, int b) {
+    const core::CodePosition at = core::key_position(head_dim, b, t, e);
+    return static_cast<std::uint32_t>(*reinterpret_cast<const std::uint16_t*>(from + at.byte)) >> at.shift;
+  };
+  if (bits == 4) return four(area, 4);
+  if (core::plane_of(head_dim, e).width >= 64) {
+    const std::uint32_t low = four(area, 2) & 0x3333u;
+    return bits == 2 ? low : low | (four(area + 16 * head_dim, 1) & 0x1111u) << 2;
+  }
   std::uint32_t out = 0;
   for (int n = 0; n < 4; ++n)
     out |= static_cast<std::uint32_t>(core::read_code(area, core::key_position, head_dim, bits, t, e + n))

@@ -74,31 +74,37 @@ __device__ inline void load_centre(const std::uint8_t* page, const PageFormat& f
   block.group.sync();
 }
 
-// The mean of the previous page's decoded keys that chose its centre. That page's writes are seen.
+// The mean of the previous page's decoded keys that chose its centre. That page's writes are seen. Four
+// coordinates a thread; block.sums holds what codes stand for.
 __device__ inline void previous_centre(const std::uint8_t* page, const PageFormat& format, int begin, int n,
                                        const Block& block) {
+  const int d = format.head_dim, bits = format.k_bits, thread = block.group.thread();
+  if (thread < 16)
+    block.sums[thread] = steps_of(bits, true)(static_cast<std::uint32_t>(thread & ((1 << bits) - 1)));
+  block.group.sync();
   const float centre_step =
       float_of_half(*reinterpret_cast<const std::uint16_t*>(page + format.centre_step_offset()));
   const auto* row = reinterpret_cast<const std::int8_t*>(page + format.centre_offset());
   const auto* scales = reinterpret_cast<const std::uint16_t*>(page + format.k_scales_offset());
-  const int d = format.head_dim, bits = format.k_bits;
-  const Steps steps = steps_of(bits, true);
-  for (int e = block.group.thread(); e < n; e += block.group.threads) {
-    float sum = 0.0f;
+  for (int e = 4 * thread; e < n; e += 4 * block.group.threads) {
+    float centre[4], sum[4] = {};
     int count = 0;
-    if (e < d) {
-      const float centre = __fmul_rn(centre_step, static_cast<float>(row[e]));
+#pragma unroll
+    for (int k = 0; k < 4; ++k)
+      centre[k] = e < d ? __fmul_rn(centre_step, static_cast<float>(row[e + k])) : 0.0f;
 #pragma unroll 8
-      for (int t = begin; t < kPageTokens; ++t) {
-        const std::uint32_t scale = scales[core::scale_index(t)];
-        const std::uint32_t code = core::read_code(page, core::key_position, d, bits, t, e);
-        if ((scale & kReferenceIsZero) != 0 || scale == kNanScale) continue;
-        ++count;
-        const float step = __fmul_rn(float_of_half(scale), 1.0f / core::kScaleUnit);
-        sum = __fadd_rn(sum, __fadd_rn(centre, __fmul_rn(step, steps(code))));
-      }
+    for (int t = e < d ? begin : kPageTokens; t < kPageTokens; ++t) {
+      const std::uint32_t scale = scales[core::scale_index(t)], codes = four_key_codes(page, d, bits, t, e);
+      if ((scale & kReferenceIsZero) != 0 || scale == kNanScale) continue;
+      ++count;
+      const float step = __fmul_rn(float_of_half(scale), 1.0f / core::kScaleUnit);
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+        sum[k] = __fadd_rn(sum[k], __fadd_rn(centre[k], __fmul_rn(step, block.sums[codes >> (4 * k) & 15u])));
     }
-    block.centre[e] = count > 0 ? __fdiv_rn(sum, static_cast<float>(count)) : 0.0f;
+#pragma unroll
+    for (int k = 0; k < 4; ++k)
+      block.centre[e + k] = count > 0 ? __fdiv_rn(sum[k], static_cast<float>(count)) : 0.0f;
   }
   block.group.sync();
 }

@@ -135,6 +135,7 @@ __device__ inline void encode_keys(const EncodeCall& call, const Part& part, int
   Block centre_only{};  // what encode/centre.cuh wants
   centre_only.group = group;
   centre_only.centre = keys.other_centre;
+  centre_only.sums = keys.rows[0];
   if (part.opens && !own && part.has_previous)
     previous_centre(page_of(a, part, part.page - 1, head), format, part.previous_begin(), kQuadDim,
                     centre_only);
