@@ -12,8 +12,7 @@ __device__ inline float divide_normal(float a, float b) {
   float r;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(b));
   r = __fmaf_rn(r, __fmaf_rn(-b, r, 1.0f), r);
-  float quotient = __fmul_rn(a, r);
-  quotient = __fmaf_rn(r, __fmaf_rn(-b, quotient, a), quotient);
+  const float quotient = __fmul_rn(a, r);
   return __fmaf_rn(r, __fmaf_rn(-b, quotient, a), quotient);
 }
 

@@ -118,14 +118,14 @@ __global__ void __launch_bounds__(256)
   Block block = carve_block<C>(shared + (plan.direct && !is_key ? plan.bytes(32 * C) : 0), plan, table);
   if (plan.direct) {
     block.group.first = 32 * warp;
-    if (part.tokens() == 1) return encode_token<C>(call, part, is_key, head, plan, block);
   } else {
     copy_16(block.group, shared, reinterpret_cast<const std::uint8_t*>(table),
             static_cast<int>(sizeof(LevelTable)));
     block.group.sync();
   }
   for (;;) {
-    encode_part<C>(call, part, is_key, head, plan, block);
+    if (plan.direct && part.tokens() == 1) encode_token<C>(call, part, is_key, head, plan, block);
+    else encode_part<C>(call, part, is_key, head, plan, block);
     Part next;
     if (!is_key || !find_part(call.args.sequences, part.sequence, part.page + 1, next) || !next.follows())
       break;
