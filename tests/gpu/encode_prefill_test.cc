@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+// Calls long enough for encode's prefill kernel (head_dim 128, 16-bit rows), and calls that cross pages.
+#include "expect_bytes.h"
+
+namespace turboquant::gpu {
+namespace {
+
+// 4 heads x (1,700 + 126 x 3) / 64 slots are as many parts as an H100 has SMs.
+Shape prefill_shape(int k_bits, int v_bits) {
+  Shape shape;
+  shape.format = {128, k_bits, v_bits};
+  shape.kv_heads = 4;
+  shape.sequences = 3;
+  shape.max_pages = 40;
+  return shape;
+}
+
+void expect_same(const Shape& shape, DType dtype, const std::vector<std::vector<int>>& calls,
+                 bool spoilt = false) {
+  World world(shape, 9);
+  DeviceWorld device(world);
+  for (std::size_t c = 0; c < calls.size(); ++c) {
+    World::Call call = world.random_call(calls[c]);
+    for (std::size_t i = 0; spoilt && i < call.keys.size(); i += 128 * 7) {  // odd vectors, one in seven
+      call.keys[i + 5] = i % 2 != 0 ? NAN : 0.0f;
+      call.values[i + 3] = i % 3 != 0 ? -INFINITY : 1e4f;
+      for (std::size_t e = 0; e < 128 && i % 5 == 0; ++e) call.keys[i + e] = call.values[i + e] = -0.0f;
+    }
+    round_to(dtype, call);
+    world.append(kernels::kReference, call);
+    const Status status = device.append(world, call, dtype);
+    ASSERT_TRUE(status.ok()) << status.error().message;
+    if (!expect_same_bytes(world, device, name_of(shape.format) + ", call " + std::to_string(c))) return;
+  }
+}
+
+TEST(EncodePrefill, WritesTheReferencesBytesAtEveryPairOfWidths) {
+  for (int k = 2; k <= 4; ++k)
+    for (int v = 2; v <= 4; ++v)
+      expect_same(prefill_shape(k, v), (k + v) % 2 != 0 ? DType::kBF16 : DType::kF16,
+                  {{900, 64 * 11 + 5, 700}, {1, 1, 1}});
+}
+
+TEST(EncodePrefill, GoesOnInAPageThatIsBegun) {
+  expect_same(prefill_shape(4, 4), DType::kBF16, {{30, 64, 0}, {900, 800, 700}, {710, 5, 800}});
+}
+
+TEST(EncodePrefill, ServesFringeAndLeftPadding) {
+  Shape shape = prefill_shape(4, 3);
+  shape.fringe_first = 4;
+  shape.fringe_recent = 29;
+  shape.starts = {0, 70, 3};
+  expect_same(shape, DType::kF16, {{900, 800, 700}, {700, 2, 900}});
+}
+
+TEST(EncodePrefill, KeepsOddVectorsInTheirTokens) {
+  expect_same(prefill_shape(4, 4), DType::kBF16, {{900, 800, 700}}, true);
+  expect_same(prefill_shape(3, 2), DType::kBF16, {{900, 800, 700}}, true);
+}
+
+TEST(Encode, FollowsAPageThatTheSameShortCallFilled) {
+  Shape shape;
+  shape.sequences = 3;
+  expect_same(shape, DType::kF32, {{63, 62, 64}, {2, 1, 0}, {0, 3, 0}, {1, 0, 2}});
+}
+
+}  // namespace
+}  // namespace turboquant::gpu
