@@ -21,10 +21,11 @@ void expect_same(const Shape& shape, DType dtype, const std::vector<std::vector<
   DeviceWorld device(world);
   for (std::size_t c = 0; c < calls.size(); ++c) {
     World::Call call = world.random_call(calls[c]);
-    for (std::size_t i = 0; spoilt && i < call.keys.size(); i += 128 * 7) {  // odd vectors, one in seven
-      call.keys[i + 5] = i % 2 != 0 ? NAN : 0.0f;
-      call.values[i + 3] = i % 3 != 0 ? -INFINITY : 1e4f;
-      for (std::size_t e = 0; e < 128 && i % 5 == 0; ++e) call.keys[i + e] = call.values[i + e] = -0.0f;
+    for (std::size_t odd = 0; spoilt && odd * 7 * 128 < call.keys.size(); ++odd) {  // one vector in seven
+      float *key = call.keys.data() + odd * 7 * 128, *value = call.values.data() + odd * 7 * 128;
+      key[5] = odd % 2 != 0 ? NAN : 0.0f;
+      value[3] = odd % 3 != 0 ? -INFINITY : 1e4f;
+      for (int e = 0; e < 128 && odd % 5 == 0; ++e) key[e] = value[e] = -0.0f;
     }
     round_to(dtype, call);
     world.append(kernels::kReference, call);
