@@ -102,8 +102,8 @@ def encode(
     ``keys`` and ``values`` have one dtype. A token whose vector holds NaN or infinity decodes to NaN; no
     other token notices. The bytes depend on the inputs alone, not on the machine.
 
-    ``settled`` (CUDA): True promises that keys, values, lengths, page table and pages were complete before
-    the stream's previous kernel began, the `attend` of the same tokens, say. The two may then overlap.
+    ``settled`` (CUDA): True promises that all arguments were complete before the stream's previous kernel
+    began, the `attend` of the same tokens, say. The two may then overlap.
     """
     _call(
         _ops.encode.default, keys, values, token_starts, page_table, lengths, starts, pages, fringe,
@@ -176,9 +176,9 @@ def attend(
 
     ``workspace`` uint8 ``[attend_workspace_bytes(...) or more]``, written. On CUDA zero it once: every call
     leaves it ready for the next on the same stream; calls that may run at once need one each. None: made
-    for this call, which on CUDA costs a memset. ``settled`` (CUDA): True promises that pages, fringe, page
-    table and lengths were complete before the stream's previous kernel began; `attend` may then read them
-    while that kernel runs.
+    for this call, which on CUDA costs a memset. ``settled`` (CUDA): True promises that all but query,
+    keys and values was complete before the stream's previous kernel began, ``token_starts``, ``starts`` and
+    ``recent_starts`` too; `attend` may then read it while that kernel runs.
     """
     return _call(
         _ops.attend.default, query, keys, values, token_starts, pages, page_table, lengths, starts, fringe,

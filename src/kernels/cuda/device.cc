@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <array>
+#include <map>
 #include <mutex>
+#include <utility>
 
 #include "kernels/cuda/launch.h"
 
@@ -41,6 +43,26 @@ Result<DeviceLimits> device_limits(int device) {
     limits = found;
   }
   return limits;
+}
+
+Result<bool> prepare_kernel(const void* kernel, int device) {
+  static std::mutex mutex;
+  static std::map<std::pair<const void*, int>, bool> prepared;
+  const auto limits = device_limits(device);
+  if (!limits.ok()) return limits.error();
+  const std::lock_guard lock(mutex);
+  if (const auto found = prepared.find({kernel, device}); found != prepared.end()) return found->second;
+  cudaFuncAttributes attributes = {};
+  if (const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel); error != cudaSuccess)
+    return device_error("a kernel", error).error();
+  const int most = limits.value().shared_bytes - static_cast<int>(attributes.sharedSizeBytes);
+  if (const cudaError_t error =
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+      error != cudaSuccess)
+    return device_error("a kernel's shared memory", error).error();
+  const bool waits = limits.value().major >= 9 && attributes.ptxVersion >= 90;
+  prepared.emplace(std::pair{kernel, device}, waits);
+  return waits;
 }
 
 }  // namespace turboquant::kernels::cuda

@@ -40,18 +40,16 @@ struct Launch {
   bool overlap = false;
 };
 
+// Once a kernel and device: lets it use all shared memory of a block. Returns whether the code that runs
+// there has griddepcontrol.wait (sm_90 on): without it a kernel must not start early.
+Result<bool> prepare_kernel(const void* kernel, int device);
+
 template <class... Parameters, class... Arguments>
 Status launch(const Launch& how, const Context& context, void (*kernel)(Parameters...),
               const Arguments&... arguments) {
   if (how.grid.x == 0 || how.grid.y == 0 || how.grid.z == 0) return {};
-  const auto limits = device_limits(context.device.index);
-  if (!limits.ok()) return limits.error();
-  if (how.shared_bytes > 48 * 1024) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(how.shared_bytes));
-    if (error != cudaSuccess) return device_error(how.name, error);
-  }
+  const auto waits = prepare_kernel(reinterpret_cast<const void*>(kernel), context.device.index);
+  if (!waits.ok()) return waits.error();
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
@@ -61,7 +59,7 @@ Status launch(const Launch& how, const Context& context, void (*kernel)(Paramete
   config.dynamicSmemBytes = how.shared_bytes;
   config.stream = stream_of(context);
   config.attrs = &attribute;
-  config.numAttrs = how.overlap && limits.value().major >= 9 ? 1 : 0;
+  config.numAttrs = how.overlap && waits.value() ? 1 : 0;
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
   return error == cudaSuccess ? Status{} : device_error(how.name, error);
 }

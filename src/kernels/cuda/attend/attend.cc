@@ -3,6 +3,7 @@
 // of both kinds is two launches; any_dim takes what neither of them does.
 #include <algorithm>
 #include <climits>
+#include <cstdint>
 
 #include "kernels/cuda/attend/few_rows/few_rows.h"
 #include "kernels/cuda/attend/kernels.h"
@@ -12,6 +13,7 @@ namespace turboquant::kernels::cuda {
 namespace {
 
 constexpr int kFewRows = 32;  // (query, head of the group) pairs: more are cheaper by tiles of 64
+constexpr std::int64_t kMostRows = std::int64_t{1} << 20;  // of a call that few_rows takes alone
 
 bool is_16_bit(const AttendArgs& a) {
   return a.query.dtype != DType::kF32 && a.out.dtype != DType::kF32 &&
@@ -23,16 +25,19 @@ bool is_16_bit(const AttendArgs& a) {
 Status attend(const AttendArgs& a, const Context& context) {
   const Sequences& s = a.sequences;
   if (s.count == 0 || s.tokens == 0) return {};
-  const bool few = is_16_bit(a) && s.count <= few_rows::kMaxSequences &&
-                   few_rows::fits(a.pages.format, context.device.index);
+  // Bulk copies want sources aligned to 16 bytes: pages are (128), a fringe that is a part of something may
+  // not be.
+  const bool few =
+      is_16_bit(a) && reinterpret_cast<std::uintptr_t>(a.fringe.data) % 16 == 0 && few_rows::fits(a, context);
   AttendArgs others = a;  // the workspace without few_rows' counters
   others.workspace = static_cast<std::uint8_t*>(a.workspace) + few_rows::kCounterBytes;
   others.workspace_bytes = a.workspace_bytes - few_rows::kCounterBytes;
-  if (!few) return any_dim(others, context);
+  const std::int64_t group = a.q_heads / a.pages.kv_heads;
+  const bool many = many_rows_takes(a, context);
+  if (!few || (!many && s.tokens * group > kMostRows)) return any_dim(others, context);
   // As many rows as sequences is decoding: no sequence is likely to have more than few_rows is made for. It
   // is right for any number, as the host does not know how the rows are spread.
-  const std::int64_t group = a.q_heads / a.pages.kv_heads;
-  if (s.tokens == s.count || s.tokens * group <= kFewRows || !many_rows_takes(a, context))
+  if (s.tokens == s.count || s.tokens * group <= kFewRows || !many)
     return few_rows::attend(a, INT_MAX, context);
   if (s.count > 1)
     if (Status status = few_rows::attend(a, kFewRows, context); !status.ok()) return status;
@@ -44,7 +49,7 @@ std::size_t attend_workspace_bytes(const PageFormat& format, int kv_heads, int q
   const std::size_t others =
       std::max(many_rows_workspace_bytes(format, kv_heads, q_heads, sequences, tokens, context),
                any_dim_workspace_bytes(format, kv_heads, q_heads, sequences, tokens, context));
-  return std::max(few_rows::workspace_bytes(format, kv_heads, q_heads, sequences, tokens, context),
+  return std::max(few_rows::workspace_bytes(format, kv_heads, q_heads, tokens, context),
                   few_rows::kCounterBytes + others);
 }
 

@@ -3,6 +3,7 @@
 #include "kernels/cuda/attend/few_rows/few_rows.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "kernels/cuda/launch.h"
@@ -16,13 +17,14 @@ const Instance* find_instance(int head_dim) {
   return nullptr;
 }
 
-// A row tile that holds the rows of an average sequence, if one does.
-Config choose_config(int head_dim, int group, int sequences, std::int64_t tokens) {
-  const std::int64_t rows = (tokens + sequences - 1) / std::max(sequences, 1) * group;
-  if (rows <= 4) return {1, 1};
-  if (rows <= 8) return {2, 1};
-  if (head_dim <= 128) return rows <= 16 ? Config{4, 1} : Config{4, 2};
-  return rows <= 16 ? Config{2, 2} : Config{2, 4};
+// From few rows a tile to many; of those above head_dim 128, 16 rows of sums do not fit a warp's registers.
+struct Choice {
+  int rows;  // of a tile
+  Config config;
+};
+std::array<Choice, 4> choices(int head_dim) {
+  if (head_dim <= 128) return {{{4, {1, 1}}, {8, {2, 1}}, {16, {4, 1}}, {32, {4, 2}}}};
+  return {{{4, {1, 1}}, {8, {2, 1}}, {16, {2, 2}}, {32, {2, 4}}}};
 }
 
 struct Plan {
@@ -47,13 +49,33 @@ Plan make_plan(const PageFormat& format, const Config& config, int kv_heads, int
   plan.instance = find_instance(format.head_dim);
   plan.config = config;
   plan.footprint = plan.instance->footprint(config, sequences);
-  plan.slot_bytes = std::max(static_cast<int>(format.page_bytes()), kExactTokens * 4 * format.head_dim);
-  const int a_stage = plan.footprint.streams * plan.slot_bytes;
-  const int most = kSlotsAWarp * config.sharing;
-  plan.stages = std::clamp((limits.shared_bytes - plan.footprint.fixed_bytes) / a_stage, 0, most);
-  if (plan.stages * plan.slot_bytes < plan.footprint.part_floats * 4) plan.stages = 0;
+  const int room = (limits.shared_bytes - plan.footprint.fixed_bytes) / plan.footprint.streams;  // a ring
+  const int slot = std::max(static_cast<int>(format.page_bytes()), kExactTokens * 4 * format.head_dim);
+  const int part = plan.footprint.part_floats * static_cast<int>(sizeof(float));  // a ring ends as a part
+  for (int stages = kSlotsAWarp * config.sharing; stages > 0 && plan.stages == 0; --stages) {
+    plan.slot_bytes = std::max(slot, (part / stages + kPageAlignment) / kPageAlignment * kPageAlignment);
+    if (stages * plan.slot_bytes <= room) plan.stages = stages;
+  }
   plan.ctas_per_head = aligned_ctas(std::max(1, limits.sm_count / kv_heads), sequences);
-  plan.shared_bytes = plan.stages * a_stage + plan.footprint.fixed_bytes;
+  plan.shared_bytes = plan.stages * plan.slot_bytes * plan.footprint.streams + plan.footprint.fixed_bytes;
+  return plan;
+}
+
+// The smallest row tile that holds the rows of an average sequence; a smaller one where that does not fit.
+// Without a kernel, or where not even one slot fits: stages is 0.
+Plan plan_call(const PageFormat& format, int kv_heads, int q_heads, int sequences, std::int64_t tokens,
+               const DeviceLimits& limits) {
+  Plan plan;
+  if (find_instance(format.head_dim) == nullptr || sequences > kMaxSequences ||
+      static_cast<std::size_t>(std::max(limits.sm_count, kv_heads)) * sizeof(int) > kCounterBytes)
+    return plan;
+  const std::int64_t rows = (tokens + sequences - 1) / sequences * (q_heads / kv_heads);
+  for (const Choice& choice : choices(format.head_dim)) {
+    const Plan next = make_plan(format, choice.config, kv_heads, sequences, limits);
+    if (next.stages == 0) break;
+    plan = next;
+    if (choice.rows >= rows) break;
+  }
   return plan;
 }
 
@@ -74,10 +96,11 @@ Areas areas_of(const Plan& plan, int kv_heads) {
 
 }  // namespace
 
-bool fits(const PageFormat& format, int device) {
-  const auto limits = device_limits(device);
-  if (!limits.ok() || find_instance(format.head_dim) == nullptr) return false;
-  return make_plan(format, {1, 1}, 1, kMaxSequences, limits.value()).stages > 0;
+bool fits(const AttendArgs& a, const Context& context) {
+  const auto limits = device_limits(context.device.index);
+  return limits.ok() && plan_call(a.pages.format, a.pages.kv_heads, a.q_heads, a.sequences.count,
+                                  a.sequences.tokens, limits.value())
+                                .stages > 0;
 }
 
 Status attend(const AttendArgs& a, int most_rows, const Context& context) {
@@ -85,19 +108,12 @@ Status attend(const AttendArgs& a, int most_rows, const Context& context) {
   if (!limits.ok()) return limits.error();
   const PageFormat& format = a.pages.format;
   const int group = a.q_heads / a.pages.kv_heads;
-  // The workspace is sized for all of the call's sequences, so one config serves every launch of the call.
-  const Config config = choose_config(format.head_dim, group, a.sequences.count, a.sequences.tokens);
+  // Planned for all of the call's sequences, whichever of them are left to another kernel.
   const Plan plan =
-      make_plan(format, config, a.pages.kv_heads, std::min(a.sequences.count, kMaxSequences), limits.value());
-  if (static_cast<std::size_t>(plan.ctas_per_head) * static_cast<std::size_t>(a.pages.kv_heads) *
-          sizeof(int) >
-      kCounterBytes)
-    return unsupported("kv_heads=" + std::to_string(a.pages.kv_heads) + " needs more than " +
-                       std::to_string(kCounterBytes / sizeof(int)) + " blocks");
+      plan_call(format, a.pages.kv_heads, a.q_heads, a.sequences.count, a.sequences.tokens, limits.value());
   if (plan.stages == 0)
-    return unsupported("this device's shared memory of " + std::to_string(limits.value().shared_bytes) +
-                       " bytes does not hold a page of head_dim=" + std::to_string(format.head_dim) +
-                       " a warp");
+    return unsupported("few_rows has no kernel for head_dim=" + std::to_string(format.head_dim) +
+                       " that fits this device's shared memory");
   Params p;
   p.a = a;
   p.group = group;
@@ -122,17 +138,24 @@ Status attend(const AttendArgs& a, int most_rows, const Context& context) {
   p.arrivals = reinterpret_cast<int*>(workspace);
   p.cta_parts = reinterpret_cast<float*>(workspace + kCounterBytes);
   p.warp_parts = reinterpret_cast<float*>(workspace + kCounterBytes + areas.cta_parts);
-  return plan.instance->launch(config, p, plan.shared_bytes, context);
+  return plan.instance->launch(plan.config, p, plan.shared_bytes, context);
 }
 
-std::size_t workspace_bytes(const PageFormat& format, int kv_heads, int q_heads, int sequences,
-                            std::int64_t tokens, const Context& context) {
+std::size_t workspace_bytes(const PageFormat& format, int kv_heads, int q_heads, std::int64_t tokens,
+                            const Context& context) {
   const auto limits = device_limits(context.device.index);
   if (!limits.ok() || find_instance(format.head_dim) == nullptr) return 0;
-  const auto config = choose_config(format.head_dim, q_heads / kv_heads, sequences, tokens);
-  const auto plan = make_plan(format, config, kv_heads, std::min(sequences, kMaxSequences), limits.value());
-  const Areas areas = areas_of(plan, kv_heads);
-  return kCounterBytes + areas.cta_parts + areas.warp_parts;
+  // What any call of at most `tokens` rows needs, however many sequences they are of.
+  std::size_t most = 0;
+  for (const Choice& choice : choices(format.head_dim)) {
+    Plan plan;
+    plan.footprint = find_instance(format.head_dim)->footprint(choice.config, 1);
+    plan.ctas_per_head = std::max(1, limits.value().sm_count / kv_heads);
+    const Areas areas = areas_of(plan, kv_heads);
+    most = std::max(most, kCounterBytes + areas.cta_parts + areas.warp_parts);
+    if (choice.rows >= tokens * (q_heads / kv_heads)) break;
+  }
+  return most;
 }
 
 }  // namespace turboquant::kernels::cuda::few_rows

@@ -7,16 +7,16 @@
 // group) pairs a KV head. 16-bit queries; head_dim 64, 80, 96, 128, 192 or 256.
 namespace turboquant::kernels::cuda::few_rows {
 
-// Whether there is a kernel for this format, and this device's shared memory holds it.
-bool fits(const PageFormat& format, int device);
+// Whether there is a kernel for this call's format and sizes, and this device's shared memory holds it.
+bool fits(const AttendArgs& args, const Context& context);
 
 // The workspace begins with counters that are zero between calls; what lies behind kCounterBytes may be used
 // by anyone in between.
 inline constexpr std::size_t kCounterBytes = 16384;
 
 Status attend(const AttendArgs& args, int most_rows, const Context& context);
-std::size_t workspace_bytes(const PageFormat& format, int kv_heads, int q_heads, int sequences,
-                            std::int64_t tokens, const Context& context);
+std::size_t workspace_bytes(const PageFormat& format, int kv_heads, int q_heads, std::int64_t tokens,
+                            const Context& context);
 
 // Column tiles a warp, and warps a stream of pages (shape.cuh).
 struct Config {

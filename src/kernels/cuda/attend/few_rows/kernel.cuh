@@ -31,7 +31,8 @@ __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_c
   auto* barriers = reinterpret_cast<std::uint64_t*>(all_staged + kWarps * kTileRows * S::kStride);
   auto* records = reinterpret_cast<Record*>(barriers + kWarps * kMaxStages * 2);
   int* arrived = reinterpret_cast<int*>(records + S::kStreams * 2);
-  int* sums = arrived + 2;
+  auto* own_units = reinterpret_cast<Units*>(arrived + 2);
+  int* sums = reinterpret_cast<int*>(own_units + S::kStreams);
   float* staged = all_staged + warp * kTileRows * S::kStride;
 
   const int kv_head = static_cast<int>(blockIdx.x) / p.ctas_per_head;
@@ -110,7 +111,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_c
       } else {
         const int piece = k - pages;
         attend_exact_unit<S>(p, sequence, piece < sequence.pieces ? piece : -1, kv_head, in_stream == 0,
-                             staged, tile, queries, running);
+                             staged, own_units + stream, tile, queries, running);
       }
       ring.release(k >= pages);
     }

@@ -115,7 +115,7 @@ __device__ __forceinline__ void make_queries(const Params& p, const Sequence& se
         if (has<S::kDim>(i)) bits = max(bits, __float_as_uint(x[r][i]) & 0x7fffffffu);
       const float largest = __uint_as_float(__reduce_max_sync(~0u, bits));
       if (r == q) scores = largest;
-      const float to_integer = __fdividef(32639.0f, fmaxf(largest, 1e-30f));
+      const float to_integer = __fdiv_rn(32639.0f, fmaxf(largest, 1e-30f));
 #pragma unroll
       for (int i = 0; i < kEach<S::kDim>; ++i) {
         if (!has<S::kDim>(i)) continue;

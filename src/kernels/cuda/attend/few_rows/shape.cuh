@@ -26,7 +26,7 @@ struct Shape {
   static constexpr int kStride = kDim + 16;      // of staged rows, in floats
   static constexpr bool kQueriesInShared = kTiles == 4;  // beside 16 rows of sums
   static constexpr int kQueryBytes =
-      kQueriesInShared ? kTiles * (kQueryWords + 1) / 2 * 32 * 16 : 0;  // a warp
+      kQueriesInShared ? kTiles * ((kQueryWords + 1) / 2) * 32 * 16 : 0;  // a warp
   static constexpr int kPartFloats = kTileTotal * (kDim + 2);
   static_assert(kDim % 16 == 0 && kWarps % kSharing == 0);
 };
@@ -79,7 +79,8 @@ struct SharedLayout {
   static constexpr int staged_bytes() { return kWarps * kTileRows * S::kStride * 4; }
   static constexpr int barrier_bytes() { return kWarps * kMaxStages * 2 * 8; }
   static constexpr int fixed_bytes(int sequences) {
-    return kWarps * S::kQueryBytes + staged_bytes() + barrier_bytes() + (sequences + 1 + 2 + kRecordInts) * 4;
+    return kWarps * S::kQueryBytes + staged_bytes() + barrier_bytes() +
+           (sequences + 1 + 2 + 2 * S::kStreams + kRecordInts) * 4;
   }
   static constexpr int ring_bytes(int stages, int slot_bytes) { return S::kStreams * stages * slot_bytes; }
 };
