@@ -19,14 +19,18 @@ __device__ __forceinline__ void bytes_to_halves(std::uint32_t bytes, std::uint32
   high = reinterpret_cast<const std::uint32_t&>(b);
 }
 
-// All warps that share the tile.
+// All warps that share the tile. The barriers' numbers are constants so that tools can follow them.
 template <class S>
 __device__ __forceinline__ void sharing_sync() {
-  if constexpr (S::kSharing == 1) __syncwarp();
-  else
-    asm volatile("bar.sync %0, %1;" ::"r"(1 + static_cast<int>(threadIdx.x >> 5) / S::kSharing),
-                 "n"(32 * S::kSharing)
-                 : "memory");
+  if constexpr (S::kSharing == 1) {
+    __syncwarp();
+  } else {
+    const int stream = uniform(static_cast<int>(threadIdx.x >> 5) / S::kSharing);
+    if (stream == 0) asm volatile("bar.sync 1, %0;" ::"n"(32 * S::kSharing) : "memory");
+    else if (stream == 1) asm volatile("bar.sync 2, %0;" ::"n"(32 * S::kSharing) : "memory");
+    else if (stream == 2) asm volatile("bar.sync 3, %0;" ::"n"(32 * S::kSharing) : "memory");
+    else asm volatile("bar.sync 4, %0;" ::"n"(32 * S::kSharing) : "memory");
+  }
 }
 
 // Zeroes the values of unused slots and of tokens with NaN or infinity (a weight of 0 must not make NaN of
@@ -195,7 +199,7 @@ __device__ __forceinline__ Units rotate_own(const Params& p, const Sequence& seq
   for (int step = 0; step < 2 * pairs; ++step) {  // once for the units, once more to store
     const bool stores = step >= pairs;
     const int token = 2 * (stores ? step - pairs : step);
-    load(token);
+    if (step == 0 || pairs > 1) load(token);
     if (!stores) {
 #pragma unroll
       for (int n = 0; n < 2; ++n)
