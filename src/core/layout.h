@@ -79,15 +79,15 @@ static inline constexpr void write_bits(std::uint8_t* area, CodePosition at, int
 }
 
 // A code of 2, 3 or 4 bits; 3 bits are a 2-bit area followed by a 1-bit area.
-static inline constexpr std::uint8_t read_code(const std::uint8_t* area, Position position, int d, int bits, int t,
-                                     int e) {
+static inline constexpr std::uint8_t read_code(const std::uint8_t* area, Position position, int d, int bits,
+                                               int t, int e) {
   if (bits != 3) return read_bits(area, position(d, bits, t, e), bits);
   const std::uint8_t* signs = area + static_cast<std::size_t>(16 * d);
   return static_cast<std::uint8_t>(read_bits(area, position(d, 2, t, e), 2) |
                                    read_bits(signs, position(d, 1, t, e), 1) << 2);
 }
 static inline constexpr void write_code(std::uint8_t* area, Position position, int d, int bits, int t, int e,
-                              std::uint8_t code) {
+                                        std::uint8_t code) {
   if (bits != 3) return write_bits(area, position(d, bits, t, e), bits, code);
   write_bits(area, position(d, 2, t, e), 2, code & 3);
   write_bits(area + static_cast<std::size_t>(16 * d), position(d, 1, t, e), 1,

@@ -124,8 +124,8 @@ __device__ __forceinline__ void shared_proxy_fence() {
 #endif
 }
 
-// Adds 1 and returns what was there. What the CTA wrote before its last __syncthreads() is visible to whoever adds
-// later, and what they wrote is visible after the next one.
+// Adds 1 and returns what was there. What the CTA wrote before its last __syncthreads() is visible to whoever
+// adds later, and what they wrote is visible after the next one.
 __device__ __forceinline__ int add_and_order(int* counter) {
   int before;
   asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
