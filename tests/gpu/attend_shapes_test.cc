@@ -105,6 +105,53 @@ TEST(Attend, AgreesOnThousandsOfSequences) {
   }
 }
 
+// 16 heads want a row tile that does not fit beside so many sequences' sums: a smaller one has to do.
+TEST(Attend, AgreesOnThousandsOfSequencesOfManyHeads) {
+  Shape shape;
+  shape.format = {128, 3, 3};
+  shape.kv_heads = 1;
+  shape.group = 16;
+  shape.sequences = 2000;
+  shape.max_pages = 1;
+  std::vector<int> history;
+  for (int i = 0; i < shape.sequences; ++i) history.push_back(i * 37 % 50);
+  expect_attend(shape, {history}, std::vector<int>(World::n(shape.sequences), 1),
+                "2,000 sequences of 16 heads", DType::kBF16);
+}
+
+TEST(Attend, NeedsTheSameWorkspaceHoweverManySequencesTheTokensAreOf) {
+  const Context context{.device = {DeviceType::kCuda, 0}, .stream = {}, .executor = nullptr};
+  for (const int head_dim : {64, 128, 256})
+    for (const int tokens : {1, 2, 8, 40, 600}) {
+      const PageFormat format{head_dim, 4, 4};
+      const std::size_t one = attend_workspace_bytes(format, 8, 32, 1, tokens, context);
+      EXPECT_GT(one, 0u);
+      for (const int sequences : {2, 3, 16, 200})
+        EXPECT_EQ(attend_workspace_bytes(format, 8, 32, sequences, tokens, context), one)
+            << head_dim << ", " << tokens << " tokens of " << sequences;
+    }
+}
+
+// The call's own keys and values are 16-bit floats of any size; fp16, in which the kernel keeps them, is not.
+TEST(Attend, TakesOwnValuesOfAnyMagnitude) {
+  for (const float magnitude : {1e-20f, 1e-6f, 1e6f, 1e20f}) {
+    Shape shape;
+    shape.format = {128, 4, 4};
+    shape.group = 4;
+    World world(shape);
+    World::Call call = world.random_call({1, 2});
+    for (float& x : call.values) x *= magnitude;
+    round_to(DType::kBF16, call);
+    const World::Attended expected = attend_on_host(world, call);
+    DeviceWorld device(world);
+    const std::vector<float> got = attend_on_device(device, DeviceCall(call, DType::kBF16)).out_floats();
+    float largest = 0;
+    for (const float x : expected.out) largest = std::max(largest, std::fabs(x));
+    for (std::size_t i = 0; i < got.size(); ++i)  // bf16 has 8 bits
+      ASSERT_NEAR(got[i], expected.out[i], largest / 128) << magnitude << ", element " << i;
+  }
+}
+
 TEST(Attend, AgreesOnALongHistory) {
   for (const int group : {1, 4, 8}) {
     Shape shape;
