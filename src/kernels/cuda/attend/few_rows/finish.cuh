@@ -15,6 +15,15 @@ struct Part {
   __device__ float& sum(int row) const { return data[S::kTileTotal * (S::kDim + 1) + row]; }
 };
 
+// Row q's sums over the lanes 4 g + q that hold its tokens, in each of them.
+__device__ __forceinline__ void add_lanes(float& sum, float& half_steps) {
+#pragma unroll
+  for (int lanes = 4; lanes < 32; lanes *= 2) {
+    sum += __shfl_xor_sync(~0u, sum, lanes);
+    half_steps += __shfl_xor_sync(~0u, half_steps, lanes);
+  }
+}
+
 // Brings the lanes' sums of weights together, adds the half steps, and writes the warp's rows into rows
 // first_row ... of a part.
 template <class S>
@@ -25,11 +34,7 @@ __device__ __forceinline__ void store_part(const Params& p, const Running<S>& ru
 #pragma unroll
   for (int t = 0; t < S::kTiles; ++t) {
     float sum = running.sum[t], half_steps = running.half_steps[t];
-#pragma unroll
-    for (int lanes = 4; lanes < 32; lanes *= 2) {
-      sum += __shfl_xor_sync(~0u, sum, lanes);
-      half_steps += __shfl_xor_sync(~0u, half_steps, lanes);
-    }
+    add_lanes(sum, half_steps);
     const int row = first_row + t * kTileRows + q;
 #pragma unroll
     for (int x = 0; x < S::kSums; ++x)
@@ -90,11 +95,7 @@ __device__ __forceinline__ void finish_alone(const Params& p, const Sequence& se
 #pragma unroll
   for (int t = 0; t < S::kTiles; ++t) {
     float sum = running.sum[t], half_steps = running.half_steps[t];
-#pragma unroll
-    for (int lanes = 4; lanes < 32; lanes *= 2) {
-      sum += __shfl_xor_sync(~0u, sum, lanes);
-      half_steps += __shfl_xor_sync(~0u, half_steps, lanes);
-    }
+    add_lanes(sum, half_steps);
 #pragma unroll
     for (int x = 0; x < S::kSums; ++x)
       staged[q * S::kStride + x / 2 * 16 + x % 2 * 8 + g] = fmaf(half, half_steps, running.values[t][x]);
