@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The product's codec: its operators `balance`, `encode` and `decode` on pages of the format, on the text's device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fidelity.codec import Coded, Layer
+from turboquant import ops
+from turboquant.layers import sign_seed
+
+PAGE_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """`calls`: tokens of each call that writes the cache, the last one repeated; none: the whole text in one, as a prefill.
+    `balance`: "first call" (the product's default), "first 128 tokens" whatever the calls are, "off", or "calibrated", from
+    `balances` (a layer's index -> [kv_heads, head_dim])."""
+
+    k_bits: int
+    v_bits: int
+    calls: tuple[int, ...] = ()
+    balance: str = "first call"
+    balances: dict[int, Tensor] | None = None
+    seed: int = 0
+
+    def __call__(self, layer: Layer) -> Coded:
+        heads, tokens, dim = layer.keys.shape
+        device = layer.keys.device
+        query, keys, values = (x.transpose(0, 1).contiguous() for x in (layer.query, layer.keys, layer.values))
+        key_signs, value_signs = (
+            ops.random_signs(dim, sign_seed(self.seed, layer.index, which)).to(device).repeat(heads, 1) for which in (False, True)
+        )
+        base = ops.hadamard_base(dim).to(device) if ops.hadamard_base_size(dim) > 1 else None
+        calls = call_sizes(tokens, self.calls)
+        balance = self._balance(layer.index, query, keys, calls[0])
+        key_signs, query_signs = key_signs / balance, key_signs * balance
+
+        count = -(-tokens // PAGE_TOKENS)
+        table = torch.arange(count, dtype=torch.int32, device=device)[None]
+        pages = torch.zeros(count, heads, ops.page_bytes(dim, self.k_bits, self.v_bits), dtype=torch.uint8, device=device)
+        lengths = torch.zeros(1, dtype=torch.int32, device=device)
+        starts = {size: torch.tensor([0, size], dtype=torch.int32, device=device) for size in set(calls)}
+        done = 0
+        for size in calls:
+            ops.encode(
+                keys[done : done + size], values[done : done + size], starts[size], table, lengths, None, pages, None, None,
+                key_signs, value_signs, base, self.k_bits, self.v_bits, 0,
+            )  # fmt: skip
+            done += size
+            lengths += size
+        back = ops.decode(
+            pages, table, lengths, None, None, None, query_signs, value_signs, base, dim, self.k_bits, self.v_bits, 0, tokens
+        )
+        return Coded(back[0][0], back[1][0], pages.nbytes)
+
+    def _balance(self, layer: int, query: Tensor, keys: Tensor, first_call: int) -> Tensor:
+        if self.balance == "off":
+            return torch.ones_like(keys[0])
+        if self.balance == "calibrated":
+            return self.balances[layer].to(keys.device)
+        seen = first_call if self.balance == "first call" else min(128, len(keys))
+        starts = torch.tensor([0, seen], dtype=torch.int32, device=keys.device)
+        return ops.balance(query[:seen], keys[:seen], starts)
+
+
+def call_sizes(tokens: int, calls: Sequence[int]) -> list[int]:
+    """Sizes that sum to `tokens`: those of `calls`, then its last one again and again."""
+    sizes, left, at = [], tokens, 0
+    while left:
+        size = min(left, calls[min(at, len(calls) - 1)] if calls else left)
+        sizes.append(size)
+        left, at = left - size, at + 1
+    return sizes
