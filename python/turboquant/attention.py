@@ -64,16 +64,17 @@ def turboquant_attention(
     return out, None
 
 
-def enable(model: PreTrainedModel) -> PreTrainedModel:
+def enable(model: PreTrainedModel, name: str = NAME) -> PreTrainedModel:
     """Lets the model's text layers attend with "turboquant" (vision and audio parts stay as they are).
-    Without a TurboQuantCache it computes what "sdpa" computes, with softcap and sinks honoured."""
+    Without a TurboQuantCache it computes what "sdpa" computes, with softcap and sinks honoured. `name`: another
+    attention that is registered, for the same layers."""
     config = model.config
     text = config.get_text_config(decoder=True)
     if text is config:
-        model.set_attn_implementation(NAME)
+        model.set_attn_implementation(name)
     else:
-        model.set_attn_implementation({name: NAME for name in config.sub_configs if getattr(config, name) is text})
-    if text._attn_implementation != NAME:
+        model.set_attn_implementation({part: name for part in config.sub_configs if getattr(config, part) is text})
+    if text._attn_implementation != name:
         raise NotImplementedError(
             f"{type(model).__name__} does not take its attention from transformers' AttentionInterface, so it cannot "
             "attend to compressed pages: use transformers' DynamicCache"

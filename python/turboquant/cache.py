@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
 from . import attention as _attention  # noqa: F401  registers the attention
 from . import ops
+from .calibration import Calibration, as_calibration
 from .layers import CacheSettings, TurboQuantLayer
 
 STOCK_LAYERS = (DynamicSlidingWindowLayer, LinearAttentionLayer)
@@ -22,7 +24,8 @@ class TurboQuantCache(Cache):
     Each layer by its type: full attention is compressed, sliding windows and linear attention stay as
     transformers stores them; layers that share a compressed layer's KV read its pages.
     `fringe=(first, newest)` keeps that many tokens of each sequence in 16 bits beside the pages; `None`
-    keeps none. `balance` takes per-channel weights from the first call's queries and keys. `seed` draws
+    keeps none. `balance` takes per-channel weights from the first call's queries and keys; the path of a file (or a
+    `Calibration`) that `python -m turboquant.calibrate` wrote takes them from there. `seed` draws
     the rotations: the same seed and calls give the same bytes. `max_tokens` allocates pages for that many
     tokens (padding included) of each sequence at the first call; without it they grow. What is not
     supported is refused here, with the reason.
@@ -34,7 +37,7 @@ class TurboQuantCache(Cache):
         k_bits: int = 4,
         v_bits: int = 4,
         fringe: tuple[int, int] | None = (4, 28),
-        balance: bool = True,
+        balance: bool | str | Path | Calibration = True,
         seed: int = 0,
         max_tokens: int | None = None,
     ) -> None:
@@ -45,7 +48,10 @@ class TurboQuantCache(Cache):
             raise ValueError(f"max_tokens={max_tokens} is not positive: pass None to let the cache grow")
         text = _checked_config(config)
         ops.page_bytes(64, k_bits, v_bits)  # refuses other bits
-        self.settings = CacheSettings(k_bits, v_bits, first, recent, balance, seed, max_tokens)
+        calibration = as_calibration(balance)
+        if calibration is not None:
+            calibration.check_config(text)
+        self.settings = CacheSettings(k_bits, v_bits, first, recent, bool(balance), seed, max_tokens, calibration)
 
         layers = list(DynamicCache(config=text).layers)
         full = [i for i, layer in enumerate(layers) if type(layer) is DynamicLayer]

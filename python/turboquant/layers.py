@@ -12,6 +12,7 @@ import torch
 from transformers.cache_utils import CacheLayerMixin
 
 from . import ops
+from .calibration import Calibration
 from .carrier import Carrier, Step, rows_of
 from .masks import MaskReader
 from .pages import PagePool, PageTable
@@ -30,6 +31,7 @@ class CacheSettings:
     balance: bool
     seed: int
     max_tokens: int | None
+    calibration: Calibration | None = None  # balance vectors from a file, which then are the balance
     masks: MaskReader = field(default_factory=MaskReader)
     warned: set[str] = field(default_factory=set)
     _token_starts: dict = field(default_factory=dict)
@@ -92,12 +94,11 @@ class TurboQuantLayer(CacheLayerMixin):
             for values in (False, True)
         )
         self.signs = key_signs  # xi
-        self.key_signs = self.query_signs = key_signs
         self.value_signs = value_signs
-        self.balance_frozen = False
+        self.kv_heads, self.head_dim = kv_heads, head_dim
+        self._begin_balance()
         self.base = None if base.shape[0] == 1 else base.to(device)
         self.dtype, self.device = key_states.dtype, device
-        self.kv_heads, self.head_dim = kv_heads, head_dim
         self._set_starts((0,) * batch)
         self.is_initialized = True
 
@@ -139,15 +140,14 @@ class TurboQuantLayer(CacheLayerMixin):
         self._set_starts(tuple(min(start, kept) for start in self.starts))
 
     def reset(self) -> None:
-        """Forgets all tokens and the balance; the memory stays for the next ones."""
+        """Forgets all tokens and the balance of the first call; the memory stays for the next ones."""
         self.pending = None
         if not self.is_initialized:
             return
         self.pages.truncate(0)
         if self.recent_starts is not None:
             self.recent_starts.zero_()
-        self.key_signs = self.query_signs = self.signs
-        self.balance_frozen = False
+        self._begin_balance()
         self._set_starts((0,) * self.batch)
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
@@ -299,6 +299,20 @@ class TurboQuantLayer(CacheLayerMixin):
             "pending": self.pending.tensors() if self.pending else (),
         }
         return {name: sum(t.nbytes for t in tensors if t is not None) for name, tensors in parts.items()}
+
+    def _begin_balance(self) -> None:
+        """Balance 1 until the first call brings its own; the calibration's for good."""
+        self.key_signs = self.query_signs = self.signs
+        calibration = self.settings.calibration
+        self.balance_frozen = calibration is not None
+        if calibration is None:
+            return
+        balance = calibration.balances.get(self.index)
+        if balance is None or balance.shape != self.signs.shape:
+            found = "nothing" if balance is None else f"[kv_heads, head_dim] = {list(balance.shape)}"
+            raise ValueError(f"layer {self.index}: the calibration has {found}, needed is {list(self.signs.shape)}: it is of another model")
+        balance = balance.to(self.signs.device)
+        self.key_signs, self.query_signs = self.signs / balance, self.signs * balance
 
     def _set_starts(self, starts: tuple[int, ...]) -> None:
         self.starts = starts

@@ -212,7 +212,7 @@ def test_help_names_every_option(capsys):
     text = capsys.readouterr().out
     for option in (
         "--model --gguf-file --demo --random-weights --dtype --device --threads --prompt --prompt-file --random-prompt --image --video "
-        "--max-new-tokens --seed --k-bits --v-bits --fringe --no-balance --repeats --text-file --text-prefix --chunk --json --plot"
+        "--max-new-tokens --seed --k-bits --v-bits --fringe --balance --no-balance --repeats --text-file --text-prefix --chunk --json --plot"
     ).split():
         assert option in text
 

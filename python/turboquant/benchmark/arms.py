@@ -18,11 +18,13 @@ class Setting:
     k_bits: int = 4
     v_bits: int = 4
     fringe: tuple[int, int] = (4, 28)
-    balance: bool = True
+    balance: bool | str = True  # or a file of balance vectors
 
     def label(self) -> str:
         first, recent = self.fringe
-        return f"TurboQuantCache K{self.k_bits}/V{self.v_bits}, fringe {first}+{recent}" + ("" if self.balance else ", no balance")
+        return f"TurboQuantCache K{self.k_bits}/V{self.v_bits}, fringe {first}+{recent}" + (
+            ", balance from a file" if isinstance(self.balance, str) else "" if self.balance else ", no balance"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -62,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     cache.add_argument("--k-bits", type=_bits, default=4, metavar="B", help="2, 3 or 4 (default: %(default)s)")
     cache.add_argument("--v-bits", type=_bits, default=4, metavar="B", help="2, 3 or 4 (default: %(default)s)")
     cache.add_argument("--fringe", type=_fringe, default=(4, 28), metavar="S,W", help="first S and newest W tokens in 16 bits (default: 4,28; 0,0: none)")
-    cache.add_argument("--no-balance", dest="balance", action="store_false", help="leave the keys' channels as they are")
+    balance = cache.add_mutually_exclusive_group()
+    balance.add_argument("--balance", default=True, metavar="FILE", help="balance vectors from python -m turboquant.calibrate (default: the first prompt's)")
+    balance.add_argument("--no-balance", dest="balance", action="store_false", help="leave the keys' channels as they are")
 
     how = parser.add_argument_group("measurement")
     how.add_argument("--repeats", type=_positive, default=2, metavar="N", help="timed runs of each cache (default: %(default)s)")

@@ -19,6 +19,7 @@ from turboquant.benchmark.errors import BenchmarkError
 from turboquant.benchmark.plot import save_plot
 from turboquant.benchmark.progress import Progress
 from turboquant.benchmark.tables import show
+from turboquant.calibration import Calibration
 
 DEMO_JSON, DEMO_PLOT = "demo-report.json", "demo-report.png"
 DEFAULT_PROMPT = "Explain in a few sentences how a tide comes about."
@@ -32,6 +33,7 @@ def run(arguments: argparse.Namespace) -> Comparison:
         torch.set_num_threads(arguments.threads)
     json_path, plot_path = _outputs(arguments)
     subject = _load(arguments, progress)
+    _check_balance(arguments.balance, subject)
     prompt = _prompt(arguments, subject)
     inputs.check_length(subject, prompt, arguments.max_new_tokens)
     plan = Plan(
@@ -80,6 +82,14 @@ def _load(arguments: argparse.Namespace, progress: Progress) -> models.Subject:
         return models.load(
             directory, gguf_file=gguf_file, random_weights=arguments.random_weights, with_media=with_media, **common
         )
+
+
+def _check_balance(balance: bool | str, subject: models.Subject) -> None:
+    if isinstance(balance, str):
+        try:
+            Calibration.load(balance).check_model(subject.model)
+        except ValueError as error:
+            raise BenchmarkError(f"--balance: {error}") from error
 
 
 def _prompt(arguments: argparse.Namespace, subject: models.Subject) -> dict:

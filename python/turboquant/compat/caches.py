@@ -7,6 +7,7 @@ Pass the DynamicCache on to the model, or the wrapper: both are views of the sam
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -15,6 +16,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from .. import attention as _attention  # noqa: F401  registers the attention "turboquant"
 from .. import ops
 from ..cache import sharing_layers
+from ..calibration import Calibration, as_calibration
 from ..layers import CacheSettings, TurboQuantLayer
 from . import codes
 from .compressors import TurboQuantCompressorMSE
@@ -126,7 +128,7 @@ class CompressedDynamicCache(_Wrapper):
         seed: int = 42,
         model_config: Any = None,
         fringe: tuple[int, int] | None = (4, 28),
-        balance: bool = True,
+        balance: bool | str | Path | Calibration = True,
     ) -> None:
         k_bits, v_bits = (bits if b is None else b for b in (k_bits, v_bits))
         if k_bits is None or v_bits is None:
@@ -137,7 +139,10 @@ class CompressedDynamicCache(_Wrapper):
         self._stock_class = cache.layer_class_to_replicate
         self._sharing = sharing_layers(model_config.get_text_config(decoder=True)) if model_config is not None else 0
         first, recent = fringe or (0, 0)
-        self._settings = CacheSettings(k_bits, v_bits, first, recent, balance, seed, None)
+        calibration = as_calibration(balance)
+        if calibration is not None and model_config is not None:
+            calibration.check_config(model_config)
+        self._settings = CacheSettings(k_bits, v_bits, first, recent, bool(balance), seed, None, calibration)
         if "sliding_attention" in (getattr(model_config, "layer_types", None) or ()) and not any(self.is_sliding):
             warnings.warn(
                 "the model has sliding-window layers but this cache has none: build it with DynamicCache(config=model.config)",

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recipe in plain fp32 torch, with switches that the product does not have. For ablations and ideas only: a test holds it to
+the product's codec where both can do the same.
+
+Bytes are those of codes, scales and centres without a page's padding.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fidelity.codec import Coded, Layer
+from turboquant import ops
+from turboquant.layers import sign_seed
+
+SEARCH = torch.linspace(0.8, 1.2, 9)
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """`rotation`: "hadamard" or "dense". `centre`: "page", "previous" (the mean of the previous page's decoded keys), "sequence" or
+    "none". `choice`: a token may take 0 for its reference. `balance`: "first 128", "whole text" or "off". `scale`: what is stored
+    beside the codes: "norm", "plain", "least squares" or "unbiased". `value_centre`: the same centre and choice for values."""
+
+    k_bits: int = 4
+    v_bits: int = 4
+    rotation: str = "hadamard"
+    centre: str = "page"
+    choice: bool = True
+    balance: str = "first 128"
+    search: bool = True
+    scale: str = "norm"
+    page: int = 64
+    value_centre: bool = False
+    value_choice: bool = True
+    value_balance: bool = False
+
+    def __call__(self, layer: Layer) -> Coded:
+        heads, tokens, dim = layer.keys.shape
+        balance = _balance(layer, self.balance)
+        keys, key_bytes = self._round_trip(layer.keys / balance, self.k_bits, self.centre, self.choice, sign_seed(0, layer.index, False))
+        values = layer.values
+        spread = torch.ones_like(values[:, :1])
+        if self.value_balance:  # towards equal channels, half way
+            spread = values[:, :128].square().mean(1, keepdim=True).sqrt().clamp_min(1e-6).sqrt()
+            spread = spread / spread.mean(-1, keepdim=True)
+        centre = "page" if self.value_centre else "none"
+        values, value_bytes = self._round_trip(values / spread, self.v_bits, centre, self.value_choice, sign_seed(0, layer.index, True))
+        return Coded(keys * balance, values * spread, heads * (key_bytes + value_bytes))
+
+    def _round_trip(self, x: Tensor, bits: int, centre: str, choice: bool, seed: int) -> tuple[Tensor, int]:
+        """[heads, tokens, dim] and bytes of one head."""
+        heads, tokens, dim = x.shape
+        y = _rotate(x, self.rotation, seed)
+        pages = -(-tokens // self.page)
+        nbytes = tokens * (dim * bits // 8 + 2) + (0 if centre == "none" else pages * (dim + 2))
+        if centre == "previous":
+            parts, before = [], None
+            for part in y.split(self.page, dim=1):
+                c = torch.zeros_like(part[:, :1]) if before is None else before.mean(1, keepdim=True)
+                parts.append(self._code(part, _stored_centre(c), choice, bits))
+                before = parts[-1]
+            return _rotate_back(torch.cat(parts, 1), self.rotation, seed), nbytes
+        if centre == "none":
+            c = torch.zeros_like(y[:, :1])
+        elif centre == "sequence":
+            c = _stored_centre(y.mean(1, keepdim=True))
+        else:
+            c = torch.cat([_stored_centre(_page_centre(part, choice)).expand_as(part) for part in y.split(self.page, dim=1)], 1)
+        return _rotate_back(self._code(y, c, choice and centre != "none", bits), self.rotation, seed), nbytes
+
+    def _code(self, y: Tensor, centre: Tensor, choice: bool, bits: int) -> Tensor:
+        reference = centre.expand_as(y)
+        if choice:
+            nearer = (y - centre).norm(dim=-1, keepdim=True) <= y.norm(dim=-1, keepdim=True)
+            reference = torch.where(nearer, reference, 0.0)
+        u = y - reference
+        norm = u.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+        codes = best_codes(u / norm, bits, SEARCH if self.search else torch.ones(1))
+        squared = codes.square().sum(-1, keepdim=True)
+        along = (codes * u).sum(-1, keepdim=True)
+        stored = {
+            "norm": norm / squared.sqrt(), "plain": norm, "least squares": along / squared, "unbiased": norm.square() / along,
+        }[self.scale]  # fmt: skip
+        return reference + codes * stored.half().float()
+
+
+def best_codes(unit: Tensor, bits: int, scales: Tensor) -> Tensor:
+    """The centroids of each coordinate, at the scale with the best cosine."""
+    centroids, boundaries = _codebook(unit.shape[-1], bits)
+    centroids, boundaries = centroids.to(unit.device), boundaries.to(unit.device)
+    best, codes = torch.full_like(unit[..., :1], -2.0), torch.zeros_like(unit)
+    for scale in scales.tolist():
+        candidate = centroids[torch.bucketize(unit * scale, boundaries)]
+        cosine = (candidate * unit).sum(-1, keepdim=True) / candidate.norm(dim=-1, keepdim=True)
+        better = cosine > best
+        best, codes = torch.where(better, cosine, best), torch.where(better, candidate, codes)
+    return codes
+
+
+@functools.cache
+def _codebook(dim: int, bits: int) -> tuple[Tensor, Tensor]:
+    centroids, boundaries, _ = ops.lloyd_max(dim, bits)
+    return centroids.float(), boundaries.float()
+
+
+def _balance(layer: Layer, how: str) -> Tensor:
+    """[kv_heads, 1, head_dim]."""
+    if how == "off":
+        return torch.ones_like(layer.keys[:, :1])
+    seen = slice(0, 128) if how == "first 128" else slice(None)
+    query, keys = (x[:, seen].transpose(0, 1).contiguous() for x in (layer.query, layer.keys))
+    step = min(128, len(keys))
+    starts = torch.arange(0, len(keys) // step * step + 1, step, dtype=torch.int32, device=keys.device)
+    return ops.balance(query[: int(starts[-1])], keys[: int(starts[-1])], starts)[:, None]
+
+
+def _page_centre(part: Tensor, choice: bool) -> Tensor:
+    mean = part.mean(1, keepdim=True)
+    if not choice:
+        return mean
+    chosen = ((part - mean).norm(dim=-1, keepdim=True) <= part.norm(dim=-1, keepdim=True)).float()
+    return (part * chosen).sum(1, keepdim=True) / chosen.sum(1, keepdim=True).clamp_min(1)
+
+
+def _stored_centre(c: Tensor) -> Tensor:
+    step = (c.abs().amax(-1, keepdim=True) / 127).half().float()
+    return torch.where(step > 0, (c / step).round().clamp(-127, 127), 0.0) * step
+
+
+def _matrix(dim: int, rotation: str, seed: int) -> Tensor:
+    """Rows: the rotated basis vectors, so that y = x @ matrix."""
+    if rotation == "dense":
+        generator = torch.Generator().manual_seed(seed)
+        q, r = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))
+        return (q * r.diagonal().sign()).float()
+    base = ops.hadamard_base(dim) if ops.hadamard_base_size(dim) > 1 else None
+    return ops.rotate(torch.eye(dim)[:, None], ops.random_signs(dim, seed)[None], base)[:, 0]
+
+
+def _rotate(x: Tensor, rotation: str, seed: int) -> Tensor:
+    return x @ _matrix(x.shape[-1], rotation, seed).to(x.device)
+
+
+def _rotate_back(y: Tensor, rotation: str, seed: int) -> Tensor:
+    return y @ _matrix(y.shape[-1], rotation, seed).to(y.device).T

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""python -m turboquant.calibrate, the file it writes, and the caches that take it."""
+
+import pytest
+import tiny_directory
+import torch
+from tiny_models import generate, prompt, tiny_model
+from transformers import DynamicCache
+
+from turboquant import CompressedDynamicCache, TurboQuantCache, ops
+from turboquant.activations import observe
+from turboquant.benchmark import cli as benchmark
+from turboquant.calibrate import calibrate
+from turboquant.calibrate.cli import main
+from turboquant.calibration import Calibration
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("llama")
+
+
+@pytest.fixture(scope="module")
+def directory(model, tmp_path_factory):
+    return tiny_directory.save(tmp_path_factory.mktemp("models") / "tiny", model)
+
+
+@pytest.fixture(scope="module")
+def text():
+    return prompt(tokens=300)["input_ids"][0]
+
+
+@pytest.fixture(scope="module")
+def file(directory, tmp_path_factory):
+    """What the command writes from its own texts."""
+    path = tmp_path_factory.mktemp("out") / "balance.safetensors"
+    assert main(["--model", str(directory), "--out", str(path), "--tokens", "256"]) == 0
+    return path
+
+
+def test_the_balance_is_the_operators_over_every_128_tokens(model, text):
+    found = calibrate(model, [text])
+    seen = {}
+    observe(model, text, lambda a: seen.update({a.index: a}))
+    for index, balance in found.balances.items():
+        query, keys = (x[:, :256].transpose(0, 1).contiguous() for x in (seen[index].query, seen[index].keys))
+        expected = ops.balance(query, keys, torch.tensor([0, 128, 256], dtype=torch.int32))
+        assert torch.equal(balance, expected)
+    assert sorted(found.balances) == [0, 1] and found.tokens == 256
+
+
+def test_observing_leaves_the_models_attention_and_logits_as_they_were(model, text):
+    model.set_attn_implementation("sdpa")
+    before = model(text[None]).logits
+    observe(model, text, lambda a: None)
+    assert model.config._attn_implementation == "sdpa"
+    assert torch.equal(model(text[None]).logits, before)
+
+
+def test_a_file_holds_what_was_measured(file, model):
+    loaded = Calibration.load(file)
+    assert loaded.tokens == 4 * 256 and loaded.name == "tiny" and sorted(loaded.balances) == [0, 1]
+    loaded.check_model(model)
+    for balance in loaded.balances.values():
+        torch.testing.assert_close(balance.mean(-1), torch.ones(2))
+
+
+@pytest.mark.parametrize("implementation", ["turboquant", "sdpa"])
+def test_a_cache_takes_the_file_under_any_attention(file, model, implementation):
+    cache = TurboQuantCache(model.config, balance=file)
+    generate(model, implementation, cache, prompt(tokens=80), tokens=3)
+    for index, balance in Calibration.load(file).balances.items():
+        layer = cache.layers[index]
+        assert torch.equal(layer.query_signs, layer.signs * balance) and torch.equal(layer.key_signs, layer.signs / balance)
+        layer.reset()
+        assert torch.equal(layer.query_signs, layer.signs * balance)
+
+
+def test_the_wrapper_of_a_dynamic_cache_takes_it_too(file, model):
+    cache = DynamicCache(config=model.config)
+    CompressedDynamicCache(cache, head_dim=32, balance=str(file), model_config=model.config)
+    generate(model, "turboquant", cache, prompt(tokens=80), tokens=3)
+    layer = cache.layers[1]
+    assert torch.equal(layer.query_signs, layer.signs * Calibration.load(file).balances[1])
+
+
+def test_the_benchmark_takes_it_and_refuses_that_of_other_weights(file, directory, tmp_path, capsys):
+    options = ["--model", str(directory), "--random-prompt", "70", "--max-new-tokens", "2", "--repeats", "1", "--chunk", "0", "--balance", str(file)]
+    assert benchmark.main(options) == 0
+    other = tiny_directory.save(tmp_path / "other", tiny_model("llama", seed=1))
+    options[1] = str(other)
+    assert benchmark.main(options) == 2
+    assert "other weights (tiny) of this shape" in capsys.readouterr().err
+
+
+def test_a_cache_of_another_model_refuses_it(file):
+    with pytest.raises(ValueError, match=r"another model \(tiny\)"):
+        TurboQuantCache(tiny_model("llama", num_hidden_layers=3).config, balance=file)
+
+
+def test_a_wrapper_that_does_not_know_its_model_refuses_other_shapes(file):
+    other = tiny_model("llama", num_key_value_heads=1)
+    cache = DynamicCache(config=other.config)
+    CompressedDynamicCache(cache, head_dim=32, balance=str(file))
+    with pytest.raises(ValueError, match="layer 0: the calibration has"):
+        generate(other, "turboquant", cache, prompt(tokens=80), tokens=3)
+
+
+def test_other_files_are_refused_by_name(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("not safetensors")
+    with pytest.raises(ValueError, match="notes.txt.*holds no balance vectors"):
+        Calibration.load(path)
+    with pytest.raises(ValueError, match="nowhere"):
+        Calibration.load(tmp_path / "nowhere")
+
+
+def test_a_text_that_is_too_short_is_named(model):
+    with pytest.raises(ValueError, match="a text of 100 tokens: calibration needs 128"):
+        calibrate(model, [torch.ones(100, dtype=torch.long)])
