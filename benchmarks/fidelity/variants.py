@@ -14,6 +14,7 @@ from fidelity.ours import Recipe
 from fidelity.peers import fp8, kivi, llama_cpp, turbo_attn
 from fidelity.peers.int4_per_token_head import int4_per_token_head
 from fidelity.peers.vllm_turboquant import PRESETS, skipped_layers, vllm_turboquant
+from fidelity.recipe import Sketch
 
 FRINGE = Exact(first=4, recent=28)  # the product's default
 NONE = Exact()
@@ -55,6 +56,10 @@ def _label(kept: Exact) -> str:
     return f"{kept.first}+{kept.recent}"
 
 
+def _calibrated_rows(name: str, group: str, make: Callable[[dict], codec.Codec], kept: Exact = NONE) -> None:
+    _add(f"{name} calibrated", group, lambda context: _both(make(context.calibration()), kept))
+
+
 # The targets' own rows come first: a sweep that is cut short has them.
 for bits in (4, 3, 2):
     _add(f"recipe {bits}/{bits}", "ours", _both(Recipe(bits, bits)))
@@ -64,6 +69,9 @@ _add("fp8 e4m3", "peer", _both(fp8.fp8()))
 _add("KIVI-4, groups of 64 keys", "peer", _both(kivi.kivi(4, key_group=64)))
 _add("KIVI-2 window 128", "peer as run", Study(kivi.kivi(2), kivi.KEYS_AS_RUN, kivi.VALUES_AS_RUN))
 _add("recipe 4/4 append", "ours", _both(Recipe(4, 4, calls=(1,))))
+_calibrated_rows(
+    "turbo-attn 4/4 ring 128", "peer as run", lambda made: turbo_attn.turbo_attn(4, made["layers"]), Exact(recent=turbo_attn.RING)
+)
 _add("turbo-attn 4/4 ring 128", "peer as run", _both(turbo_attn.turbo_attn(4), Exact(recent=turbo_attn.RING)))
 _add("fp16", "sixteen", _both(codec.cast(torch.float16)))
 _add("bf16", "sixteen", _both(codec.cast(torch.bfloat16)))
@@ -82,7 +90,10 @@ for bits in (4, 3, 2):
 for name, make in (("q8_0", llama_cpp.q8_0), ("q4_0", llama_cpp.q4_0)):
     _add(f"llama.cpp {name}", "peer", _both(make()))
     _add(f"llama.cpp {name} Hadamard", "peer", _both(make(hadamard=True)))
-_add("turbo-attn 4/4", "peer", _both(turbo_attn.turbo_attn(4)))
+for bits in (4, 3):
+    _add(f"turbo-attn {bits}/{bits}", "peer", _both(turbo_attn.turbo_attn(bits)))
+    _calibrated_rows(f"turbo-attn {bits}/{bits}", "peer", lambda made, bits=bits: turbo_attn.turbo_attn(bits, made["layers"]))
+_add("recipe 4/4 fringe 4+108", "ours", _both(Recipe(4, 4), Exact(4, 108)))  # as many bytes as turbo-attn with its ring, at 2,048 tokens
 
 for k_bits in (4, 3, 2):
     for v_bits in (4, 3, 2):
@@ -93,3 +104,36 @@ for bits in (3, 2):
     _add(f"paper MSE {bits}/{bits}", "paper", _both(paper.mse(bits, bits)))
 _add("paper Prod 4/4", "paper", _both(paper.prod(4, 4)))
 _add(f"paper MSE 4/4 fringe {_label(FRINGE)}", "paper", _both(paper.mse(4, 4), FRINGE))
+
+# Ablations. What the product can do is the product's; the rest is the sketch of the recipe (recipe.py), "sketch: as the product"
+# among them. All at 4/4 bits, everything coded, but where a fringe is named.
+_add("recipe 4/4 balance off", "ablation", _both(Recipe(4, 4, balance="off")))
+_calibrated_rows("recipe 4/4", "ablation", lambda made: Recipe(4, 4, balance="calibrated", balances=made["balances"]))
+_calibrated_rows(
+    f"recipe 4/4 fringe {_label(FRINGE)}", "ablation", lambda made: Recipe(4, 4, balance="calibrated", balances=made["balances"]), FRINGE
+)
+_calibrated_rows("recipe 4/4 append", "ablation", lambda made: Recipe(4, 4, (1,), "calibrated", made["balances"]))
+_add(f"recipe 4/4 append fringe {_label(FRINGE)}", "ablation", _both(Recipe(4, 4, calls=(1,)), FRINGE))
+_add("recipe 4/4 prefill 128, then append", "ablation", _both(Recipe(4, 4, calls=(128, 1))))
+_add("recipe 4/4 prefill in calls of 16", "ablation", _both(Recipe(4, 4, calls=(128, 16))))
+for kept in (Exact(0, 8), Exact(0, 28), Exact(0, 64), Exact(0, 128), Exact(1, 28), Exact(4, 0), Exact(4, 12), Exact(4, 60), Exact(4, 124), Exact(16, 28), Exact(64, 28)):
+    _add(f"recipe 4/4 fringe {_label(kept)}", "ablation", _both(Recipe(4, 4), kept))
+for name, sketch in {
+    "as the product": Sketch(),
+    "no centre": Sketch(centre="none"),
+    "centre of the sequence": Sketch(centre="sequence"),
+    "centre of the previous page": Sketch(centre="previous"),
+    "no choice of the reference": Sketch(choice=False),
+    "dense rotation": Sketch(rotation="dense"),
+    "no scale search": Sketch(search=False),
+    "plain scale": Sketch(scale="plain"),
+    "least-squares scale": Sketch(scale="least squares"),
+    "unbiased scale": Sketch(scale="unbiased"),
+    "balance of the whole text": Sketch(balance="whole text"),
+    "pages of 32": Sketch(page=32),
+    "value centre": Sketch(value_centre=True),
+    "value centre without choice": Sketch(value_centre=True, value_choice=False),
+    "value balance": Sketch(value_balance=True),
+    "plain TurboQuant, norm-correct": Sketch(centre="none", balance="off", search=False),
+}.items():
+    _add(f"sketch: {name}", "ablation", _both(sketch))
