@@ -160,6 +160,11 @@ __device__ __forceinline__ void async_copy_arrive(std::uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
+// Asks for a line of 128 bytes in the L2.
+__device__ __forceinline__ void prefetch_l2(const void* line) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
+}
+
 // ---- programmatic dependent launch
 
 // Returns once all earlier kernels of the stream have ended and their writes are visible.

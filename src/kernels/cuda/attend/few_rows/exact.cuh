@@ -3,8 +3,8 @@
 
 #include "kernels/cuda/attend/few_rows/values.cuh"
 
-// Tokens in 16 bits: pieces of the fringe, and the call's own tokens, which the warp rotates itself. A tile
-// is 16 of them in shared memory, [token][K, V][d] of fp16 in the rotated domain, as the fringe stores them.
+// Pieces of the fringe: tiles of 16 tokens in shared memory, [token][K, V][d] of fp16 in the rotated domain,
+// as it stores them.
 namespace turboquant::kernels::cuda::few_rows {
 
 // Four bytes, as fp16: 1024 + x is 0x6400 + x.
@@ -61,17 +61,11 @@ __device__ __forceinline__ std::uint32_t clean_values(std::uint8_t* tile, std::u
   return spoiled & used;
 }
 
-// The powers of two that a tile's keys and values are stored in, so that fp16 holds any that bf16 does.
-struct Units {
-  float keys, values;
-};
-
 // One tile. This lane's two tokens, slots g and g + 8, are at positions[0] and [1]; below 0: the slot is not
-// used. Row q of tile t sees those up to `length` + its own token.
+// used.
 template <class S>
 __device__ __forceinline__ void attend_exact(const Params& p, std::uint8_t* tile, const Queries<S>& queries,
-                                             const int (&positions)[2], int length, const Units& units,
-                                             Running<S>& running) {
+                                             const int (&positions)[2], Running<S>& running) {
   const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
   std::uint32_t used = 0;
 #pragma unroll
@@ -106,10 +100,9 @@ __device__ __forceinline__ void attend_exact(const Params& p, std::uint8_t* tile
     std::uint32_t high = 0, low = 0;
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      score[j] = (c[t][2 * j] * 256.0f + c[t][2 * j + 1]) * queries.unit[t] * units.keys;
+      score[j] = (c[t][2 * j] * 256.0f + c[t][2 * j + 1]) * queries.unit[t];
       if (p.cap > 0) score[j] = soft_cap(score[j], p.cap);
-      const bool seen = positions[j] >= queries.lowest[t] && positions[j] <= length + queries.token[t];
-      if ((used >> (g + 8 * j) & 1) == 0 || !seen) score[j] = kUnseen;
+      if (positions[j] < max(queries.lowest[t], 0)) score[j] = kUnseen;
       else if ((spoiled >> (g + 8 * j) & 1) != 0) score[j] = __int_as_float(0x7fffffff);
     }
     steps[t] = next_maximum(fmaxf(score[0], score[1]), running.maximum[t]);
@@ -131,7 +124,7 @@ __device__ __forceinline__ void attend_exact(const Params& p, std::uint8_t* tile
     const std::uint32_t even_tokens = odd ? far : near, odd_tokens = odd ? near : far;
     weights[t][0] = prmt(even_tokens, odd_tokens, 0x5410);
     weights[t][1] = prmt(even_tokens, odd_tokens, 0x7632);
-    gains[t] = steps[t].gain * units.values;
+    gains[t] = steps[t].gain;
   }
   keep_sums<S>(steps, running);
 
@@ -160,107 +153,18 @@ __device__ __forceinline__ int fringe_position(const Fringe& fringe, const Seque
   return last - behind >= sequence.recent_start ? last - behind : -1;
 }
 
-// 2^n near the largest of the warp's finite values, such that what it is the unit of stays below 2^14 once
-// rotated: sums of d coordinates over sqrt(d) are at most 16 times the largest.
-__device__ __forceinline__ float unit_of(std::uint32_t largest_bits) {
-  const int exponent = static_cast<int>(__reduce_max_sync(~0u, largest_bits) >> 23);
-  return __uint_as_float(static_cast<std::uint32_t>(max(exponent, 32) - 9) << 23);
-}
-__device__ __forceinline__ std::uint32_t finite_bits(float x) {
-  const std::uint32_t bits = __float_as_uint(x) & 0x7fffffffu;
-  return bits < 0x7f800000u ? bits : 0u;
-}
-
-// Rotates the call's own tokens [first, first + count) of the sequence into a tile, two tokens at a time.
+// A piece of the fringe, which lies in the tile.
 template <class S>
-__device__ __forceinline__ Units rotate_own(const Params& p, const Sequence& sequence, int first, int count,
-                                            int kv_head, float* staged, std::uint8_t* tile) {
-  const int lane = static_cast<int>(threadIdx.x & 31);
-  const AttendArgs& a = p.a;
-  float key_signs[kEach<S::kDim>], value_signs[kEach<S::kDim>];  // keys: xi / s = 1 / (xi s)
-  load_signs<S::kDim>(a.basis.query_signs + kv_head * S::kDim, key_signs);
-  load_signs<S::kDim>(a.basis.value_signs + kv_head * S::kDim, value_signs);
-  RowsInLanes<S::kDim, 2> keys, values;
-  const auto load = [&](int token) {
-    std::int64_t key_at[2], value_at[2];
-#pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      const bool real = token + n < count;
-      key_at[n] = real ? row_at(a.keys, sequence.first_token + first + token + n, kv_head) : -1;
-      value_at[n] = real ? row_at(a.values, sequence.first_token + first + token + n, kv_head) : -1;
-    }
-    load_rows<S::kDim, 2>(a.keys, key_at, keys);
-    load_rows<S::kDim, 2>(a.values, value_at, values);
-  };
-  Units units{};
-  std::uint32_t largest_key = 0, largest_value = 0;
-  const int pairs = (count + 1) / 2;
-#pragma unroll 1
-  for (int step = 0; step < 2 * pairs; ++step) {  // once for the units, once more to store
-    const bool stores = step >= pairs;
-    const int token = 2 * (stores ? step - pairs : step);
-    if (step == 0 || pairs > 1) load(token);
-    if (!stores) {
-#pragma unroll
-      for (int n = 0; n < 2; ++n)
-#pragma unroll
-        for (int i = 0; i < kEach<S::kDim>; ++i) {
-          largest_key = max(largest_key, finite_bits(keys[n][i] / key_signs[i]));
-          largest_value = max(largest_value, finite_bits(values[n][i]));
-        }
-      continue;
-    }
-    units = {unit_of(largest_key), unit_of(largest_value)};
-    const float key_scale = 1.0f / units.keys, value_scale = 1.0f / units.values;
-    RowsInLanes<S::kDim, 4> x;  // as stored: K and V of a token, then of the next
-#pragma unroll
-    for (int n = 0; n < 2; ++n)
-#pragma unroll
-      for (int i = 0; i < kEach<S::kDim>; ++i) {
-        x[2 * n][i] = keys[n][i] * key_scale / key_signs[i];
-        x[2 * n + 1][i] = values[n][i] * value_scale * value_signs[i];
-      }
-    hadamard<S::kDim, 4, false>(x, a.basis.base_matrix, staged, S::kStride);
-#pragma unroll
-    for (int r = 0; r < 4; ++r) {
-      __half* to = reinterpret_cast<__half*>(tile) + (2 * token + r) * S::kDim;
-#pragma unroll
-      for (int i = 0; i < kEach<S::kDim>; ++i)
-        if (has<S::kDim>(i)) to[lane + 32 * i] = __float2half_rn(x[r][i] * p.out_unit);
-    }
-  }
-  return units;
-}
-
-// A unit that is no page: piece `piece` of the fringe, which lies in the tile, or (piece < 0) the call's own
-// tokens, which go through it. `fills`: this warp writes the tile for all that share it.
-template <class S>
-__device__ __forceinline__ void attend_exact_unit(const Params& p, const Sequence& sequence, int piece,
-                                                  int kv_head, bool fills, float* staged, Units* own_units,
-                                                  std::uint8_t* tile, const Queries<S>& queries,
-                                                  Running<S>& running) {
+__device__ __forceinline__ void attend_piece(const Params& p, const Sequence& sequence, int piece,
+                                             std::uint8_t* tile, const Queries<S>& queries,
+                                             Running<S>& running) {
   const int g = static_cast<int>(threadIdx.x & 31) >> 2;
-  const int tokens = piece >= 0 ? 1 : p.a.keys.data == nullptr ? 0 : sequence.tokens;
-#pragma unroll 1
-  for (int first = 0; first < tokens; first += kExactTokens) {
-    const int count = min(kExactTokens, tokens - first);
-    if (piece < 0) {
-      sharing_sync<S>();  // all have read what the slot held
-      if (fills) *own_units = rotate_own<S>(p, sequence, first, count, kv_head, staged, tile);
-      sharing_sync<S>();
-    }
-    int positions[2];
+  int positions[2];
 #pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const int slot = g + 8 * j;
-      positions[j] = piece >= 0     ? fringe_position(p.a.fringe, sequence, piece * kExactTokens + slot)
-                     : slot < count ? sequence.length + first + slot
-                                    : -1;
-    }
-    attend_exact<S>(p, tile, queries, positions, sequence.length, piece < 0 ? *own_units : Units{1, 1},
-                    running);
-    sharing_sync<S>();
-  }
+  for (int j = 0; j < 2; ++j)
+    positions[j] = fringe_position(p.a.fringe, sequence, piece * kExactTokens + g + 8 * j);
+  attend_exact<S>(p, tile, queries, positions, running);
+  sharing_sync<S>();
 }
 
 }  // namespace turboquant::kernels::cuda::few_rows

@@ -67,7 +67,8 @@ Plan plan_call(const PageFormat& format, int kv_heads, int q_heads, int sequence
                const DeviceLimits& limits) {
   Plan plan;
   if (find_instance(format.head_dim) == nullptr || sequences > kMaxSequences ||
-      static_cast<std::size_t>(std::max(limits.sm_count, kv_heads)) * sizeof(int) > kCounterBytes)
+      static_cast<std::size_t>(std::max(limits.sm_count, kv_heads)) * kMostTileRows * sizeof(int) >
+          kCounterBytes)
     return plan;
   const std::int64_t rows = (tokens + sequences - 1) / sequences * (q_heads / kv_heads);
   for (const Choice& choice : choices(format.head_dim)) {
@@ -120,6 +121,7 @@ Status attend(const AttendArgs& a, int most_rows, const Context& context) {
   p.group_inverse = 1.0f / static_cast<float>(group);
   p.most_rows = most_rows;
   p.ctas_per_head = plan.ctas_per_head;
+  p.cta_inverse = 1.0 / plan.ctas_per_head;
   p.stages = plan.stages;
   p.slot_bytes = plan.slot_bytes;
   p.fringe_pieces = (a.fringe.first + a.fringe.recent + kExactTokens - 1) / kExactTokens;
@@ -132,6 +134,7 @@ Status attend(const AttendArgs& a, int most_rows, const Context& context) {
   constexpr float kLog2e = 1.442695041f;
   p.out_unit = static_cast<float>(1.0 / std::sqrt(static_cast<double>(format.head_dim)));
   p.query_unit = a.softcap > 0 ? a.scale / a.softcap * p.out_unit : a.scale * kLog2e * p.out_unit;
+  p.own_unit = a.softcap > 0 ? a.scale / a.softcap : a.scale * kLog2e;
   p.cap = a.softcap * kLog2e;
   const Areas areas = areas_of(plan, a.pages.kv_heads);
   auto* workspace = static_cast<std::uint8_t*>(a.workspace);

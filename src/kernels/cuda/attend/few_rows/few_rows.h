@@ -12,7 +12,7 @@ bool fits(const AttendArgs& args, const Context& context);
 
 // The workspace begins with counters that are zero between calls; what lies behind kCounterBytes may be used
 // by anyone in between.
-inline constexpr std::size_t kCounterBytes = 16384;
+inline constexpr std::size_t kCounterBytes = 32768;
 
 Status attend(const AttendArgs& args, int most_rows, const Context& context);
 std::size_t workspace_bytes(const PageFormat& format, int kv_heads, int q_heads, std::int64_t tokens,

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "kernels/cuda/attend/few_rows/softmax.cuh"
+#include "kernels/cuda/attend/few_rows/own.cuh"
 
 // From sums to outputs.
 namespace turboquant::kernels::cuda::few_rows {
 
-// A row tile's sums in memory: values [rows][d], maxima [rows], sums of weights [rows].
+// A row tile's sums in memory.
 template <class S>
 struct Part {
-  float* data;
-  __device__ float* values(int row) const { return data + row * S::kDim; }
-  __device__ float& maximum(int row) const { return data[S::kTileTotal * S::kDim + row]; }
-  __device__ float& sum(int row) const { return data[S::kTileTotal * (S::kDim + 1) + row]; }
+  float* data;  // [rows][kPartStride]: values [32 lanes][kEach], maximum, sum of weights
+  __device__ float* values(int row) const { return data + row * S::kPartStride; }
+  __device__ float& maximum(int row) const { return values(row)[kRowFloats<S::kDim>]; }
+  __device__ float& sum(int row) const { return values(row)[kRowFloats<S::kDim> + 1]; }
 };
 
 // Row q's sums over the lanes 4 g + q that hold its tokens, in each of them.
@@ -24,92 +24,106 @@ __device__ __forceinline__ void add_lanes(float& sum, float& half_steps) {
   }
 }
 
-// Brings the lanes' sums of weights together, adds the half steps, and writes the warp's rows into rows
-// first_row ... of a part.
+// Writes tile t's values, half steps added, as rows of sums; row(q) is row q's.
+template <class S, class RowAt>
+__device__ __forceinline__ void store_values(const Params& p, const Running<S>& running, int t,
+                                             float half_steps, RowAt row_at_q) {
+  const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
+  const float add = p.a.pages.format.v_bits == 4 ? 0.5f * half_steps : 0.0f;
+  float* row = row_at_q(q);
+#pragma unroll
+  for (int low = 0; low < 32; low += 8) {  // coordinates low + g + 32 i
+    float x[kEach<S::kDim>];
+#pragma unroll
+    for (int i = 0; i < kEach<S::kDim>; ++i) {
+      const int at = (low + 32 * i) / 8;  // in the lane's order: 16 a + 8 b + g is 2 a + b
+      x[i] = at < S::kSums ? running.values[t][at < S::kSums ? at : 0] + add : 0.0f;
+    }
+    store_lane<S::kDim>(row, low + g, x);
+  }
+}
+
+// Brings the lanes' sums of weights together and writes the warp's rows into rows first_row ... of a part.
 template <class S>
 __device__ __forceinline__ void store_part(const Params& p, const Running<S>& running, int first_row,
                                            Part<S> part) {
-  const float half = p.a.pages.format.v_bits == 4 ? 0.5f : 0.0f;
-  const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
+  const int lane = static_cast<int>(threadIdx.x & 31), q = lane & 3;
 #pragma unroll
   for (int t = 0; t < S::kTiles; ++t) {
     float sum = running.sum[t], half_steps = running.half_steps[t];
     add_lanes(sum, half_steps);
-    const int row = first_row + t * kTileRows + q;
-#pragma unroll
-    for (int x = 0; x < S::kSums; ++x)
-      part.values(row)[x / 2 * 16 + x % 2 * 8 + g] = fmaf(half, half_steps, running.values[t][x]);
-    if (g == 0) {
-      part.maximum(row) = running.maximum[t];
-      part.sum(row) = sum;
+    const int row = first_row + t * kTileRows;
+    store_values<S>(p, running, t, half_steps, [&](int of) { return part.values(row + of); });
+    if (lane < kTileRows) {
+      part.maximum(row + q) = running.maximum[t];
+      part.sum(row + q) = sum;
     }
   }
 }
 
-// Output and LSE of kRows rows, from row `row` on, of a sequence with `rows` rows that begin at the call's
-// token first_token: x their sums; lane r has row r's maximum and sum of weights.
+// Output and LSE of kRows rows of a sequence, from `row` on: x their sums; lane r has row r's maximum and sum
+// of weights. signs: of the head, in shared memory.
 template <class S, int kRows>
-__device__ __forceinline__ void finish_rows(const Params& p, int first_token, int rows, int row, int kv_head,
-                                            const float (&signs)[kEach<S::kDim>],
+__device__ __forceinline__ void finish_rows(const Params& p, const Ending& ending, Own<S, kRows>& own,
+                                            int row, int kv_head, const float* signs,
                                             RowsInLanes<S::kDim, kRows>& x, float* staged, float maximum,
                                             float sum) {
   constexpr float kLog2e = 1.442695041f, kLn2 = 0.6931471806f;
   const AttendArgs& a = p.a;
   const int lane = static_cast<int>(threadIdx.x & 31);
-  // Lane r: what row r is multiplied by, and its LSE.
-  const int mine = min(row + lane % kRows, rows - 1), in_sequence = divide(mine, p.group_inverse);
-  const int head = kv_head * p.group + mine - in_sequence * p.group;
-  const std::int64_t token = static_cast<std::int64_t>(first_token) + in_sequence;
+  float signs_here[kEach<S::kDim>];
+  load_signs<S::kDim>(signs, signs_here);
+  const float own_score = own.score(p);
+  hadamard<S::kDim, kRows, true>(x, a.basis.base_matrix, staged, S::kStride);
+#pragma unroll
+  for (int r = 0; r < kRows; ++r)
+#pragma unroll
+    for (int i = 0; i < kEach<S::kDim>; ++i) x[r][i] *= signs_here[i] * p.out_unit;
+  own.add(p, ending, kv_head, own_score, x, maximum, sum);
   float factor = 1;
-  if (a.sinks != nullptr) {
-    const float sink = __ldg(a.sinks + head) * kLog2e, larger = fmaxf(sink, maximum);
+  if (a.sinks != nullptr && own.exists) {
+    const float sink = __ldg(a.sinks + own.head) * kLog2e, larger = fmaxf(sink, maximum);
     factor = exp2_approx(maximum - larger);
     sum = sum * factor + exp2_approx(sink - larger);
     maximum = larger;
   }
-  const float unit = sum == 0 ? 0 : factor * p.out_unit / sum;
-  const std::int64_t out_at = row_at(a.out, token, head);
-  if (a.lse != nullptr && lane < kRows && row + lane < rows)
-    a.lse[token * a.q_heads + head] = sum == 0 ? -__int_as_float(0x7f800000) : (maximum + log2f(sum)) * kLn2;
-  hadamard<S::kDim, kRows, true>(x, a.basis.base_matrix, staged, S::kStride);
+  const float unit = sum == 0 ? 0 : factor / sum;
+  const std::int64_t out_at = row_at(a.out, own.token, own.head);
+  if (a.lse != nullptr && lane < kRows && own.exists)
+    a.lse[own.token * a.q_heads + own.head] =
+        sum == 0 ? -__int_as_float(0x7f800000) : (maximum + log2f(sum)) * kLn2;
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     const float factor_of_row = __shfl_sync(~0u, unit, r);
     auto* out = static_cast<unsigned short*>(a.out.data) + __shfl_sync(~0u, out_at, r);
-    if (row + r >= rows) continue;
+    if (row + r >= ending.rows) continue;
 #pragma unroll
     for (int i = 0; i < kEach<S::kDim>; ++i)
       if (has<S::kDim>(i))
-        out[lane + 32 * i] = to_16_bits(a.out.dtype == DType::kF16, x[r][i] * factor_of_row * signs[i]);
+        out[lane + 32 * i] = to_16_bits(a.out.dtype == DType::kF16, x[r][i] * factor_of_row);
   }
 }
 
 // The rows of a segment that this warp did alone; tile by tile through its staged rows.
 template <class S>
-__device__ __forceinline__ void finish_alone(const Params& p, const Sequence& sequence, int first_row,
-                                             int kv_head, float* staged, const Running<S>& running) {
-  const float half = p.a.pages.format.v_bits == 4 ? 0.5f : 0.0f;
-  const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
-  float signs[kEach<S::kDim>];
-  load_signs<S::kDim>(p.a.basis.value_signs + kv_head * S::kDim, signs);
+__device__ __forceinline__ void finish_alone(const Params& p, const Ending& ending, int first_row,
+                                             int kv_head, const float* signs, float* staged,
+                                             const Running<S>& running) {
 #pragma unroll
   for (int t = 0; t < S::kTiles; ++t) {
+    const int row = first_row + t * kTileRows;
+    if (row >= ending.rows) break;
+    Own<S, kTileRows> own;
+    own.ask(p, ending, row, kv_head);
     float sum = running.sum[t], half_steps = running.half_steps[t];
     add_lanes(sum, half_steps);
-#pragma unroll
-    for (int x = 0; x < S::kSums; ++x)
-      staged[q * S::kStride + x / 2 * 16 + x % 2 * 8 + g] = fmaf(half, half_steps, running.values[t][x]);
+    store_values<S>(p, running, t, half_steps, [&](int q) { return staged + q * S::kStride; });
     __syncwarp();
     RowsInLanes<S::kDim, kTileRows> x;
 #pragma unroll
-    for (int r = 0; r < kTileRows; ++r)
-#pragma unroll
-      for (int i = 0; i < kEach<S::kDim>; ++i)
-        x[r][i] = has<S::kDim>(i) ? staged[r * S::kStride + lane + 32 * i] : 0;
+    for (int r = 0; r < kTileRows; ++r) load_lane<S::kDim>(staged + r * S::kStride, x[r]);
     __syncwarp();
-    if (first_row + t * kTileRows < sequence.tokens * p.group)
-      finish_rows<S, kTileRows>(p, sequence.first_token, sequence.tokens * p.group, first_row + t * kTileRows,
-                                kv_head, signs, x, staged, running.maximum[t], sum);
+    finish_rows<S, kTileRows>(p, ending, own, row, kv_head, signs, x, staged, running.maximum[t], sum);
   }
 }
 

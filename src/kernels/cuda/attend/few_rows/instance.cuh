@@ -35,7 +35,8 @@ Status launch_config(const Config& config, const Params& params, int shared_byte
   return with_shape<kDim>(config, [&](auto shape) {
     using S = decltype(shape);
     return launch({.name = "attend (few_rows)",
-                   .grid = dim3(static_cast<unsigned>(params.ctas_per_head * params.a.pages.kv_heads)),
+                   .grid = dim3(static_cast<unsigned>(params.ctas_per_head),
+                                static_cast<unsigned>(params.a.pages.kv_heads)),
                    .block = dim3(kWarps * 32),
                    .shared_bytes = static_cast<std::size_t>(shared_bytes),
                    .overlap = true},

@@ -11,9 +11,10 @@
 // clang-format off
 //   schedule.cuh  who does what            softmax.cuh  scores to weights
 //   ring.cuh      pages on their way       values.cuh   weights x codes
-//   queries.cuh   rotate and round         exact.cuh    fringe, the call's own tokens
+//   queries.cuh   rotate and round         exact.cuh    the fringe
 //   scores.cuh    codes x queries          finish.cuh   sums to outputs
-//   rotate.cuh    the rotation itself      merge.cuh    parts of several warps
+//   rotate.cuh    the rotation itself      own.cuh      the call's own tokens
+//   merge.cuh     parts of several warps
 // clang-format on
 //
 // A CTA of 8 warps an SM. Each stream (a warp, or several that share pages) walks its range of units on its
@@ -29,14 +30,12 @@ __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_c
   std::uint8_t* queries_shared = rings + SharedLayout<S>::ring_bytes(p.stages, p.slot_bytes);
   float* all_staged = reinterpret_cast<float*>(queries_shared + kWarps * S::kQueryBytes);
   auto* barriers = reinterpret_cast<std::uint64_t*>(all_staged + kWarps * kTileRows * S::kStride);
-  auto* records = reinterpret_cast<Record*>(barriers + kWarps * kMaxStages * 2);
-  int* arrived = reinterpret_cast<int*>(records + S::kStreams * 2);
-  auto* own_units = reinterpret_cast<Units*>(arrived + 2);
-  int* sums = reinterpret_cast<int*>(own_units + S::kStreams);
+  float* signs = reinterpret_cast<float*>(barriers + kWarps * kMaxStages * 2);  // of queries, then of values
+  auto* records = reinterpret_cast<Record*>(signs + 2 * S::kDim);
+  int* sums = reinterpret_cast<int*>(records + S::kStreams + 1);
   float* staged = all_staged + warp * kTileRows * S::kStride;
 
-  const int kv_head = static_cast<int>(blockIdx.x) / p.ctas_per_head;
-  const int index = static_cast<int>(blockIdx.x) - kv_head * p.ctas_per_head;
+  const int kv_head = static_cast<int>(blockIdx.y), index = static_cast<int>(blockIdx.x);
   Ring<S> ring{p,
                sums,
                kv_head,
@@ -47,30 +46,45 @@ __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_c
                shared_address(barriers + (kWarps + stream) * kMaxStages),
                in_stream == 0};
   ring.init();
-  if (in_stream == 0 && lane < 2) records[2 * stream + lane] = {};
-  if (!p.a.settled) wait_for_previous_kernel();
+  if (threadIdx.x <= S::kStreams) records[threadIdx.x].end = 0;
+  if (!p.a.settled) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
+  }
 #pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < p.a.sequences.count; i += kWarps * 32) {
     const Sequence sequence = sequence_of<S>(p, i);
     sums[i + 1] = sequence.tiles * sequence.units();
   }
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < S::kDim; i += kWarps * 32) {
+    signs[i] = __ldg(p.a.basis.query_signs + kv_head * S::kDim + i);
+    signs[S::kDim + i] = __ldg(p.a.basis.value_signs + kv_head * S::kDim + i);
+  }
   __syncthreads();
   if (warp == 0) sum_units(sums, p.a.sequences.count);
   __syncthreads();
 
-  const Ranges ctas(sums[p.a.sequences.count], p.ctas_per_head);
+  const Ranges ctas(sums[p.a.sequences.count], p.ctas_per_head, p.cta_inverse);
   const int cta_begin = ctas.begin(index), cta_end = ctas.begin(index + 1);
-  const Ranges streams(cta_end - cta_begin, S::kStreams);
-  const Cta<S> cta{p, kv_head, index, ctas, streams, cta_begin, cta_end, rings, records, staged};
+  const Ranges streams(cta_end - cta_begin, S::kStreams, 1.0 / S::kStreams);
+  const Cta<S> cta{p,     kv_head, index,           ctas,  streams, cta_begin, cta_end,
+                   rings, records, signs + S::kDim, staged};
   ring.begin = uniform(cta.stream_begin(stream));
   ring.end = uniform(cta.stream_begin(stream + 1));
+  ring.look_up();
   int ahead = p.stages;  // copies to start before the first page is used
   if (p.a.settled) {
     ring.issue();  // while the previous kernel still runs; the others would delay the queries
     --ahead;
+    if (ring.begin < ring.end) {
+      Sequence sequence;
+      const Segment segment = segment_of<S>(p, sums, ring.begin, sequence);
+      prefetch_tile<S>(p, sequence, segment.tile * S::kTileTotal + in_stream * S::kRows, kv_head);
+    }
     wait_for_previous_kernel();
+    let_next_kernel_start();
   }
-  let_next_kernel_start();
 
   const Tables tables = tables_of(p.a.pages.format);
   Running<S> running;
@@ -82,12 +96,11 @@ __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_c
     const int first_row = segment.tile * S::kTileTotal + in_stream * S::kRows;
     Queries<S> queries;
     queries.shared = reinterpret_cast<uint4*>(queries_shared + warp * S::kQueryBytes);
-    FirstRows<S> rows;
-    load_signs<S::kDim>(p.a.basis.query_signs + kv_head * S::kDim, rows.signs);
-    load_tile<S>(p, sequence, first_row, kv_head, rows.x);
+    RawRows<S::kDim, kTileRows> rows;
+    load_tile<S>(p, sequence, first_row, kv_head, rows);
 #pragma unroll 1
     for (; ahead > 0; --ahead) ring.issue();
-    make_queries<S>(p, sequence, first_row, kv_head, rows, staged, queries);
+    make_queries<S>(p, sequence, first_row, kv_head, rows, signs, staged, queries);
     running.clear();
     const int end = uniform(min(segment.end, ring.end)), pages = uniform(sequence.pages);
 #pragma unroll 1
@@ -108,33 +121,27 @@ __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_c
           weigh<S>(p, tile, token, queries, position, begin, stop, scores, running, weights);
           add_values<S>(p, tables, tile, token, weights, running);
         }
-      } else {
-        const int piece = k - pages;
-        attend_exact_unit<S>(p, sequence, piece < sequence.pieces ? piece : -1, kv_head, in_stream == 0,
-                             staged, own_units + stream, tile, queries, running);
+      } else if (k < pages + sequence.pieces) {
+        attend_piece<S>(p, sequence, k - pages, tile, queries, running);
       }
       ring.release(k >= pages);
     }
+    const Ending ending{sequence.first_token, sequence.tokens * p.group, sequence.length, sequence.start};
     if (segment.begin >= ring.begin && segment.end <= ring.end) {
-      finish_alone<S>(p, sequence, first_row, kv_head, staged, running);
+      finish_alone<S>(p, ending, first_row, kv_head, signs + S::kDim, staged, running);
       continue;
     }
-    const bool goes_on = segment.end < ring.end;  // the stream, with another segment
-    if (in_stream == 0 && lane == 0)
-      records[2 * stream + (goes_on ? 0 : 1)] = {segment.begin,
-                                                 segment.end,
-                                                 sequence.first_token,
-                                                 sequence.tokens * p.group,
-                                                 segment.tile * S::kTileTotal,
-                                                 {}};
-    if (goes_on) store_part<S>(p, running, in_stream * S::kRows, cta.first_part(stream));
+    const bool goes_on = segment.end > ring.end, earlier_cta = segment.begin < cta_begin;
+    if (in_stream == 0 && lane == 0 && (earlier_cta ? stream == 0 : goes_on && segment.begin >= ring.begin))
+      records[earlier_cta ? S::kStreams : stream] = {segment.begin, segment.end, segment.tile * S::kTileTotal,
+                                                     ending, 0};
+    if (segment.end < ring.end) store_part<S>(p, running, in_stream * S::kRows, cta.first_part(stream));
     else keeps_part = true;
   }
   if constexpr (S::kSharing > 1) __syncthreads();  // the ring is free only when all its warps have read it
   if (keeps_part) store_part<S>(p, running, in_stream * S::kRows, cta.last_part(stream));
   __syncthreads();
-  merge_streams<S>(cta);
-  merge_ctas<S>(cta, arrived);
+  merge<S>(cta);
 }
 
 }  // namespace turboquant::kernels::cuda::few_rows

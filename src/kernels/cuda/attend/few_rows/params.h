@@ -7,8 +7,9 @@
 // KV head; a row tile is up to kTiles * 4 rows a warp, times the warps that share a stream of pages.
 namespace turboquant::kernels::cuda::few_rows {
 
-inline constexpr int kWarps = 8;            // of a CTA; a multiprocessor holds one
-inline constexpr int kTileRows = 4;         // an MMA's 8 columns: 4 rows x {high byte, low byte}
+inline constexpr int kWarps = 8;     // of a CTA; a multiprocessor holds one
+inline constexpr int kTileRows = 4;  // an MMA's 8 columns: 4 rows x {high byte, low byte}
+inline constexpr int kMostTileRows = 32;
 inline constexpr int kMaxSequences = 4096;  // of a call
 inline constexpr int kSlotsAWarp =
     2;  // of a ring: more begin a call with a flood of copies that delays all else
@@ -20,7 +21,8 @@ struct Params {
   int group = 1;  // query heads of a KV head
   float group_inverse = 1;
   int most_rows = 0;      // sequences with more rows are left to another kernel
-  int ctas_per_head = 1;  // the grid is [ctas_per_head * kv_heads]
+  int ctas_per_head = 1;  // the grid is [kv_heads][ctas_per_head]
+  double cta_inverse = 1;
   int stages = 1;         // slots of a stream's ring
   int slot_bytes = 0;     // of the ring: a page, or 16 fringe tokens
   int fringe_pieces = 0;  // of 16 slots each; the last may be shorter
@@ -29,8 +31,11 @@ struct Params {
   float query_unit = 0;  // of rotated queries: scale log2(e) / sqrt(d), or scale / softcap / sqrt(d)
   float cap = 0;         // softcap * log2(e), 0: none
   float out_unit = 0;    // 1 / sqrt(d)
+  float own_unit = 0;    // of q.k as the call gives them: scale log2(e), or scale / softcap
   // Workspace. A part is what was summed of one row tile: [rows][d] values, then [rows] maxima and sums.
-  int* arrivals = nullptr;      // [grid], zero between calls: CTAs that finished a shared row tile
+  // [grid, rows of a tile], zero between calls: CTAs that have left their part of a row that they share with
+  // later ones, at the first of them.
+  int* arrivals = nullptr;
   float* cta_parts = nullptr;   // [grid, 2]: of a tile that an earlier CTA began, of one that goes on
   float* warp_parts = nullptr;  // [grid, kWarps]: of a warp's first tile where it did not end there
 };

@@ -54,7 +54,6 @@ struct Queries {
   // Of row q of each tile, as lane 4 g + q holds its scores:
   float unit[S::kTiles];              // what an integer score stands for
   int lowest[S::kTiles];              // first position it sees; INT_MAX: there is no such row
-  int token[S::kTiles];               // of the call
   int lowest_of_all, highest_of_all;  // over the warp's rows
 };
 
@@ -64,16 +63,11 @@ __device__ __forceinline__ std::uint32_t query_bytes(uint2 shifted, bool low) {
   return low ? prmt(shifted.x, shifted.y, 0x6420) ^ 0x80808080u : prmt(shifted.x, shifted.y, 0x7531);
 }
 
-// The first tile's rows, asked for before the pages: behind them they would wait for all of their bytes.
-template <class S>
-struct FirstRows {
-  RowsInLanes<S::kDim, kTileRows> x;
-  float signs[kEach<S::kDim>];
-};
-
+// A tile's rows. The first tile's are asked for before the pages: behind them they would wait for all of
+// their bytes.
 template <class S>
 __device__ __forceinline__ void load_tile(const Params& p, const Sequence& sequence, int first_row,
-                                          int kv_head, RowsInLanes<S::kDim, kTileRows>& x) {
+                                          int kv_head, RawRows<S::kDim, kTileRows>& out) {
   std::int64_t at[kTileRows];
 #pragma unroll
   for (int r = 0; r < kTileRows; ++r) {
@@ -82,28 +76,45 @@ __device__ __forceinline__ void load_tile(const Params& p, const Sequence& seque
                 ? row_at(p.a.query, sequence.first_token + token, kv_head * p.group + row - token * p.group)
                 : -1;
   }
-  load_rows<S::kDim, kTileRows>(p.a.query, at, x);
+  out.load(p.a.query, at);
 }
 
-// first_row: the warp's first row of the sequence. staged: [4][kStride] floats of this warp.
+// Brings a tile's rows into the L2, where the previous kernel may still write them.
+template <class S>
+__device__ __forceinline__ void prefetch_tile(const Params& p, const Sequence& sequence, int first_row,
+                                              int kv_head) {
+  constexpr int kLines = (2 * S::kDim + 127) / 128;  // of a row
+  const int lane = static_cast<int>(threadIdx.x & 31), row = first_row + lane / kLines,
+            token = divide(row, p.group_inverse);
+  if (lane >= kTileRows * kLines || row >= sequence.tokens * p.group) return;
+  const std::int64_t at =
+      row_at(p.a.query, sequence.first_token + token, kv_head * p.group + row - token * p.group);
+  prefetch_l2(static_cast<const std::uint8_t*>(p.a.query.data) + 2 * at + lane % kLines * 128);
+}
+
+// first_row: the warp's first row of the sequence; rows_of_tile: its first tile. signs: of the head, in
+// shared memory. staged: [4][kStride] floats of this warp.
 template <class S>
 __device__ __forceinline__ void make_queries(const Params& p, const Sequence& sequence, int first_row,
-                                             int kv_head, FirstRows<S>& first, float* staged,
-                                             Queries<S>& out) {
+                                             int kv_head, RawRows<S::kDim, kTileRows>& rows_of_tile,
+                                             const float* signs, float* staged, Queries<S>& out) {
   constexpr int kShortStride = S::kDim + 16;
   static_assert(2 * kShortStride * 2 <= S::kStride * 4);
   const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
   const int rows = sequence.tokens * p.group;
+  float signs_here[kEach<S::kDim>];
+  load_signs<S::kDim>(signs, signs_here);
   out.lowest_of_all = INT_MAX;
   out.highest_of_all = 0;
 #pragma unroll
   for (int tile = 0; tile < S::kTiles; ++tile) {
-    RowsInLanes<S::kDim, kTileRows>& x = first.x;
-    if (tile > 0) load_tile<S>(p, sequence, first_row + tile * kTileRows, kv_head, x);
+    RowsInLanes<S::kDim, kTileRows> x;
+    if (tile > 0) load_tile<S>(p, sequence, first_row + tile * kTileRows, kv_head, rows_of_tile);
 #pragma unroll
     for (int r = 0; r < kTileRows; ++r)
 #pragma unroll
-      for (int i = 0; i < kEach<S::kDim>; ++i) x[r][i] *= first.signs[i];
+      for (int i = 0; i < kEach<S::kDim>; ++i)
+        x[r][i] = rows_of_tile.get(p.a.query.dtype == DType::kF16, r, i) * signs_here[i];
     hadamard<S::kDim, kTileRows, false>(x, p.a.basis.base_matrix, staged, S::kStride);
     float scores = 0;  // the largest of row q
     auto* shorts = reinterpret_cast<std::int16_t*>(staged);
@@ -138,7 +149,6 @@ __device__ __forceinline__ void make_queries(const Params& p, const Sequence& se
         p.a.window > 0 ? max(sequence.start, sequence.length + token - p.a.window + 1) : sequence.start;
     out.unit[tile] = scores * (p.query_unit / 32639.0f);
     out.lowest[tile] = row < rows ? lowest : INT_MAX;
-    out.token[tile] = token;
     out.lowest_of_all = min(out.lowest_of_all, out.lowest[tile]);
     out.highest_of_all = max(out.highest_of_all, lowest);
   }

@@ -27,8 +27,9 @@ struct Ring {
   int issued = 0, next_slot = 0;  // of the warp that fills it
   int slot = 0;                   // to be read next
   std::uint32_t parity = 0, empty_parity = 0;
-  std::uint64_t from = 0;  // lane i: where unit begin + (issued rounded down to 32) + i comes from
-  int bytes = 0;           // 0: nothing to copy
+  int from = 0;   // lane i: what unit begin + (issued rounded down to 32) + i is: a page of the pool, or
+                  // ~(sequence * pieces + piece) of the fringe
+  int bytes = 0;  // 0: nothing to copy
 
   __device__ int lane() const {
     return static_cast<int>(threadIdx.x & 31);
@@ -46,40 +47,46 @@ struct Ring {
   __device__ void look_up() {
     const int unit = begin + issued + lane();
     bytes = 0;
-    if (unit >= end) return;
+    if (unit >= end || !issues) return;
     Sequence sequence;
     const Segment segment = segment_of<S>(p, sums, unit, sequence);
     const int in_segment = unit - segment.begin, piece = in_segment - sequence.pages;
     if (piece < 0) {
-      from = reinterpret_cast<std::uint64_t>(page_of(
-          p.a.pages, p.a.sequences, segment.i, sequence.page_begin + in_segment, kv_head, p.page_bytes));
+      from = __ldg(p.a.sequences.page_table + static_cast<std::int64_t>(segment.i) * p.a.sequences.max_pages +
+                   sequence.page_begin + in_segment);
       bytes = p.page_bytes;
     } else if (piece < sequence.pieces) {
-      const std::int64_t all = p.a.fringe.first + p.a.fringe.recent, at = piece * kExactTokens;
-      from = reinterpret_cast<std::uint64_t>(
-          p.a.fringe.data +
-          ((static_cast<std::int64_t>(segment.i) * p.a.pages.kv_heads + kv_head) * all + at) * 2 * S::kDim);
-      bytes = static_cast<int>(min(static_cast<std::int64_t>(kExactTokens), all - at)) * 4 * S::kDim;
+      from = ~(segment.i * p.fringe_pieces + piece);
+      bytes = min(kExactTokens, p.a.fringe.first + p.a.fringe.recent - piece * kExactTokens) * 4 * S::kDim;
     }
+  }
+  // Where a unit is copied from.
+  __device__ const std::uint8_t* source(int what) const {
+    const std::int64_t heads = p.a.pages.kv_heads;
+    if (what >= 0) return p.a.pages.data + (what * heads + kv_head) * p.page_bytes;
+    const int i = ~what / p.fringe_pieces, piece = ~what - i * p.fringe_pieces;
+    const int slots = p.a.fringe.first + p.a.fringe.recent;
+    return reinterpret_cast<const std::uint8_t*>(p.a.fringe.data) +
+           ((i * heads + kv_head) * slots + piece * kExactTokens) * 4 * S::kDim;
   }
 
   // Starts the copy of the next unit, if there is one, into the slot after the last one filled.
   __device__ void issue() {
     if (!issues || begin + issued >= end) return;
-    if (issued % 32 == 0) look_up();
-    const std::uint64_t source = __shfl_sync(~0u, from, issued % 32);
-    const int size = __shfl_sync(~0u, bytes, issued % 32);
+    if (issued % 32 == 0 && issued > 0) look_up();
+    const int what = __shfl_sync(~0u, from, issued % 32), size = __shfl_sync(~0u, bytes, issued % 32);
     const std::uint32_t to = shared_address(slots + next_slot * p.slot_bytes);
     const std::uint32_t barrier = full + static_cast<std::uint32_t>(next_slot) * 8;
 #if __CUDA_ARCH__ >= 900
-    if (size > 0 && lane() == 0)
-      bulk_copy(to, reinterpret_cast<const void*>(source), static_cast<std::uint32_t>(size), barrier,
-                evict_first_policy());
-    if (size == 0 && lane() == 0) barrier_arrive(barrier);
+    if (lane() == 0) {
+      if (size > 0)
+        bulk_copy(to, source(what), static_cast<std::uint32_t>(size), barrier, evict_first_policy());
+      else barrier_arrive(barrier);
+    }
 #else
 #pragma unroll 4
     for (int at = lane() * 16; at < size; at += 512)
-      async_copy16(to + static_cast<std::uint32_t>(at), reinterpret_cast<const std::uint8_t*>(source) + at);
+      async_copy16(to + static_cast<std::uint32_t>(at), source(what) + at);
     async_copy_arrive(barrier);
 #endif
     ++issued;

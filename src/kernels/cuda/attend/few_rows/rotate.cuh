@@ -32,8 +32,9 @@ __device__ void hadamard(RowsInLanes<kDim, kRows>& x, const float* __restrict__ 
                          int stride) {
   constexpr int kBase = hadamard_base(kDim), kPower = kDim / kBase, kN = kEach<kDim>;
   const int lane = static_cast<int>(threadIdx.x & 31);
-#pragma unroll 1
-  for (int h = 1; h < (kPower < 32 ? kPower : 32); h *= 2) {  // not unrolled: see schedule.cuh
+  constexpr int kUnroll = kRows == 1 ? 5 : 1;  // code is as dear as time: see schedule.cuh
+#pragma unroll kUnroll
+  for (int h = 1; h < (kPower < 32 ? kPower : 32); h *= 2) {
     const float sign = (lane & h) != 0 ? -1.0f : 1.0f;
 #pragma unroll
     for (int r = 0; r < kRows; ++r)
@@ -87,30 +88,63 @@ __device__ __forceinline__ unsigned short to_16_bits(bool is_half, float x) {
   return is_half ? __half_as_ushort(__float2half_rn(x)) : __bfloat16_as_ushort(__float2bfloat16_rn(x));
 }
 
-// Row r from element at[r] of 16-bit data; zeros where at[r] < 0. All loads are in flight together.
+// Rows of 16-bit elements as they are loaded. They become numbers where they are used, so that a warp waits
+// for them there.
 template <int kDim, int kRows>
-__device__ __forceinline__ void load_rows(const Rows& from, const std::int64_t (&at)[kRows],
-                                          RowsInLanes<kDim, kRows>& x) {
-  const int lane = static_cast<int>(threadIdx.x & 31);
-  const auto* data = static_cast<const unsigned short*>(from.data);
+struct RawRows {
   unsigned short bits[kRows][kEach<kDim>];
-#pragma unroll
-  for (int r = 0; r < kRows; ++r)
-#pragma unroll
-    for (int i = 0; i < kEach<kDim>; ++i)
-      bits[r][i] = at[r] >= 0 && has<kDim>(i) ? data[at[r] + lane + 32 * i] : static_cast<unsigned short>(0);
-#pragma unroll
-  for (int r = 0; r < kRows; ++r)
-#pragma unroll
-    for (int i = 0; i < kEach<kDim>; ++i) x[r][i] = from_16_bits(from.dtype == DType::kF16, bits[r][i]);
-}
 
-// A head's signs, by lane.
+  // Row r from element at[r] of the data; zeros where at[r] < 0.
+  __device__ __forceinline__ void load(const Rows& from, const std::int64_t (&at)[kRows]) {
+    const auto* data = static_cast<const unsigned short*>(from.data) + (threadIdx.x & 31);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r)
+#pragma unroll
+      for (int i = 0; i < kEach<kDim>; ++i)
+        bits[r][i] = at[r] >= 0 && has<kDim>(i) ? data[at[r] + 32 * i] : static_cast<unsigned short>(0);
+  }
+  __device__ __forceinline__ float get(bool is_half, int r, int i) const {
+    return from_16_bits(is_half, bits[r][i]);
+  }
+};
+
+// A head's signs, in shared memory, by lane.
 template <int kDim>
 __device__ __forceinline__ void load_signs(const float* signs, float (&x)[kEach<kDim>]) {
 #pragma unroll
-  for (int i = 0; i < kEach<kDim>; ++i)
-    x[i] = has<kDim>(i) ? __ldg(signs + (threadIdx.x & 31) + 32 * i) : 1.0f;
+  for (int i = 0; i < kEach<kDim>; ++i) x[i] = has<kDim>(i) ? signs[(threadIdx.x & 31) + 32 * i] : 1.0f;
+}
+
+// A lane's coordinates in a row of sums in memory, where they lie side by side: [32 lanes][kEach].
+template <int kDim>
+inline constexpr int kRowFloats = 32 * kEach<kDim>;
+template <int kDim>
+__device__ __forceinline__ void load_lane(const float* row, float (&x)[kEach<kDim>]) {
+  constexpr int kN = kEach<kDim>, kWidth = kN % 4 == 0 ? 4 : kN % 2 == 0 ? 2 : 1;
+  const float* from = row + (threadIdx.x & 31) * kN;
+#pragma unroll
+  for (int i = 0; i < kN; i += kWidth) {
+    if constexpr (kWidth == 4) {
+      const float4 v = *reinterpret_cast<const float4*>(from + i);
+      x[i] = v.x, x[i + 1] = v.y, x[i + 2] = v.z, x[i + 3] = v.w;
+    } else if constexpr (kWidth == 2) {
+      const float2 v = *reinterpret_cast<const float2*>(from + i);
+      x[i] = v.x, x[i + 1] = v.y;
+    } else {
+      x[i] = from[i];
+    }
+  }
+}
+template <int kDim>
+__device__ __forceinline__ void store_lane(float* row, int lane, const float (&x)[kEach<kDim>]) {
+  constexpr int kN = kEach<kDim>, kWidth = kN % 4 == 0 ? 4 : kN % 2 == 0 ? 2 : 1;
+  float* to = row + lane * kN;
+#pragma unroll
+  for (int i = 0; i < kN; i += kWidth) {
+    if constexpr (kWidth == 4) *reinterpret_cast<float4*>(to + i) = {x[i], x[i + 1], x[i + 2], x[i + 3]};
+    else if constexpr (kWidth == 2) *reinterpret_cast<float2*>(to + i) = {x[i], x[i + 1]};
+    else to[i] = x[i];
+  }
 }
 
 }  // namespace turboquant::kernels::cuda::few_rows

@@ -4,9 +4,10 @@
 #include "kernels/cuda/attend/few_rows/shape.cuh"
 
 // Who does what. A *segment* is one row tile of one sequence and KV head; its *units* are the pages its
-// queries see, then the pieces of its fringe, then (one unit) the call's own tokens. The units of a KV head,
-// sequence after sequence, are cut into equal ranges: first for CTAs, then for the streams of warps within a
-// CTA. Nothing is planned on the host, so one captured launch serves any lengths.
+// queries see, then the pieces of its fringe; without any of them, one unit of nothing. The call's own tokens
+// are added at the end (own.cuh). The units of a KV head, sequence after sequence, are cut into equal ranges:
+// first for CTAs, then for the streams of warps within a CTA. Nothing is planned on the host, so one captured
+// launch serves any lengths.
 //
 // Code that runs once a launch is kept short here and in the files that follow: it is met cold, and fetching
 // instructions then takes longer than running them.
@@ -16,9 +17,9 @@ namespace turboquant::kernels::cuda::few_rows {
 struct Sequence {
   int start, first_end, recent_start, length;  // as FringeSpan: pages supply [first_end, recent_start)
   int first_token, tokens;                     // the call's rows
-  int page_begin, pages, pieces, own;
-  int tiles;  // segments a KV head
-  __device__ int units() const { return pages + pieces + own; }
+  int page_begin, pages, pieces;
+  int tiles;                                                       // segments a KV head
+  __device__ int units() const { return max(pages + pieces, 1); }  // no unit, no output
 };
 
 template <class S>
@@ -44,18 +45,26 @@ __device__ __forceinline__ Sequence sequence_of(const Params& p, int i) {
   out.pages =
       lowest < out.recent_start ? (out.recent_start + kPageTokens - 1) / kPageTokens - out.page_begin : 0;
   out.pieces = out.first_end > out.start || out.recent_start < out.length ? p.fringe_pieces : 0;
-  out.own = p.a.keys.data != nullptr || out.pages + out.pieces == 0 ? 1 : 0;  // no unit, no output
   return out;
 }
 
 // Equal ranges of [0, total): the first total % parts of them are one longer.
 struct Ranges {
   int each, longer;
-  __device__ Ranges(int total, int parts) : each(total / parts), longer(total - total / parts * parts) {}
+  __device__ Ranges(int total, int parts, double inverse) {
+    each = static_cast<int>((total + 0.5) * inverse);
+    longer = total - each * parts;
+  }
   __device__ int begin(int part) const { return part * each + min(part, longer); }
+  // A unit's part. Integer divisions would take longer than what they are for.
   __device__ int part_of(int unit) const {
     const int in_longer = longer * (each + 1);
-    return unit < in_longer ? unit / (each + 1) : longer + (unit - in_longer) / each;
+    const bool is_longer = unit < in_longer;
+    const int size = is_longer ? each + 1 : each, x = is_longer ? unit : unit - in_longer;
+    int part = static_cast<int>(__fdividef(static_cast<float>(x), static_cast<float>(size)));
+    if ((part + 1) * size <= x) ++part;
+    else if (part * size > x) --part;
+    return is_longer ? part : longer + part;
   }
 };
 

@@ -23,12 +23,14 @@ struct Shape {
   static constexpr int kTileTotal = kRows * kSharing;  // of a row tile
   static constexpr int kQueryWords = kDim / 16;  // registers of a query's B operand: 16 coordinates each
   static constexpr int kSums = kDim / 8;         // coordinates of a row a lane sums: 2 of each 16
-  static constexpr int kStride = kDim + 16;      // of staged rows, in floats
-  static constexpr bool kQueriesInShared = kTiles == 4;  // beside 16 rows of sums
+  static constexpr int kStride = (kDim + 31) / 32 * 32 + 16;  // of staged rows, in floats
+  static constexpr bool kQueriesInShared = kTiles == 4;       // beside 16 rows of sums
   static constexpr int kQueryBytes =
       kQueriesInShared ? kTiles * ((kQueryWords + 1) / 2) * 32 * 16 : 0;  // a warp
-  static constexpr int kPartFloats = kTileTotal * (kDim + 2);
-  static_assert(kDim % 16 == 0 && kWarps % kSharing == 0);
+  // A part: what was summed of a row tile, [rows][kPartStride]: values (kRowFloats), maximum, sum of weights.
+  static constexpr int kPartStride = (kDim + 31) / 32 * 32 + 8;
+  static constexpr int kPartFloats = kTileTotal * kPartStride;
+  static_assert(kDim % 16 == 0 && kWarps % kSharing == 0 && kTileTotal <= kMostTileRows);
 };
 
 // The magnitudes of 4-bit codes, or all values of 2- and 3-bit ones, as the bytes that PRMT chooses from.
@@ -72,15 +74,16 @@ __device__ __forceinline__ Tables tables_of(const PageFormat& format) {
   return {in_registers(choose(format.k_bits, kKeys)), in_registers(choose(format.v_bits, kValues))};
 }
 
-// A dynamic shared memory block, cut into: rings, queries, staged rows, barriers, sums of units.
+// A dynamic shared memory block, cut into: rings, queries, staged rows, barriers, signs,
+// records, sums of units.
 template <class S>
 struct SharedLayout {
-  static constexpr int kRecordInts = S::kStreams * 2 * 8;  // merge.cuh
+  static constexpr int kRecordInts = (S::kStreams + 1) * 8;  // merge.cuh
   static constexpr int staged_bytes() { return kWarps * kTileRows * S::kStride * 4; }
   static constexpr int barrier_bytes() { return kWarps * kMaxStages * 2 * 8; }
   static constexpr int fixed_bytes(int sequences) {
     return kWarps * S::kQueryBytes + staged_bytes() + barrier_bytes() +
-           (sequences + 1 + 2 + 2 * S::kStreams + kRecordInts) * 4;
+           (2 * S::kDim + kRecordInts + sequences + 1) * 4;
   }
   static constexpr int ring_bytes(int stages, int slot_bytes) { return S::kStreams * stages * slot_bytes; }
 };
