@@ -13,11 +13,12 @@
 //     squared norm is not finite is a NaN token: codes 0, scale NaN, no part in any centre.
 //  2. A page that gets its first counted token is opened: its bytes are zeroed and its centre is set, to
 //       - the mean of the call's keys in it, if they are at least kCentreTokens, or at least 2 and there is
-//         no earlier page: two rounds, first all keys, then those nearer to the first mean than to 0;
+//         no earlier page: two rounds, first all keys, then those no nearer to 0 than to the first mean;
 //       - else the mean of the previous page's decoded keys that chose that page's centre, if there are any;
 //       - else 0.
 //     Means add in position order and divide once. The centre is then rounded to step * int8.
-//  3. A key's reference is the (stored) centre if |y - c|^2 < |y|^2, else 0.
+//  3. A key's reference is the (stored) centre if |y - c|^2 <= |y|^2, else 0. Equality matters: all keys of a
+//     page without a centre have chosen it, so that the next page's centre can be their mean.
 //  4. u = y - reference (values: u = y), n = |u|, level_e = min(255, floor(|u_e| * (64 sqrt(d) / n))).
 //     n < 1e-30 codes as 0 with scale 0.
 //  5. For each search scale the thresholds of core/tables.h turn levels into magnitudes T_e. The scale

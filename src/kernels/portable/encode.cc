@@ -77,7 +77,7 @@ void own_centre(const Part& part, const Work& work, int d, float* c) {
       if (!finite(work.norms[t])) continue;
       if (round == 1) {
         subtract(y, c, d, u);
-        if (!(tree_squared_norm(u, d) < work.norms[t])) continue;
+        if (!(tree_squared_norm(u, d) <= work.norms[t])) continue;
       }
       ++count;
       for (int e = 0; e < d; ++e) total[e] = total[e] + y[e];
@@ -177,7 +177,7 @@ void encode_keys(const EncodeArgs& a, const Part& part, const Layout& layout, Wo
     const float* y = work.y + t * d;
     subtract(y, centre, d, u);
     const float about_centre = tree_squared_norm(u, d);
-    const bool centred = about_centre < work.norms[t];
+    const bool centred = about_centre <= work.norms[t];
     const float norm = std::sqrt(centred ? about_centre : work.norms[t]);
     const bool is_finite = finite(work.norms[t]);
     code_token(centred ? u : y, norm, is_finite, d, core::key_table(format.k_bits), token);

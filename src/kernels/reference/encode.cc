@@ -73,13 +73,13 @@ bool mean(const Vectors& keys, int begin, int end, const bool* chosen, int d, fl
   return count > 0;
 }
 
-// Rule 3: |y - c|^2 < |y|^2; *squared is the smaller of the two and u = y minus the reference.
+// Rule 3: |y - c|^2 <= |y|^2; *squared is the smaller of the two and u = y minus the reference.
 bool choose_centre(const float* y, const float* c, int d, float* u, float* squared) {
   float scratch[kMaxDim];
   const float about_zero = squared_norm(y, d, scratch);
   for (int e = 0; e < d; ++e) u[e] = y[e] - c[e];
   const float about_centre = squared_norm(u, d, scratch);
-  const bool centred = about_centre < about_zero;
+  const bool centred = about_centre <= about_zero;
   *squared = centred ? about_centre : about_zero;
   if (!centred) std::memcpy(u, y, sizeof(float) * static_cast<std::size_t>(d));
   return centred;

@@ -62,6 +62,21 @@ TEST(Encode, WritesTheReferencesBytesOneTokenACall) {
   expect_same_bytes(shape, std::vector<std::vector<int>>(200, {1}), "append");
 }
 
+// A cache that is filled by decoding alone: its first page has no centre, its second the mean of the first's
+// keys.
+TEST(Encode, KeysThatComeOneByOneFromTheFirstOnHaveACentreFromTheSecondPageOn) {
+  Shape shape;
+  shape.sequences = 1;
+  World world(shape, 5);
+  for (int t = 0; t < 3 * kPageTokens; ++t) world.append(kReference, world.random_call({1}));
+  for (int page = 0; page < 3; ++page)
+    for (int head = 0; head < shape.kv_heads; ++head) {
+      const std::uint8_t* bytes = page_of(world.pages(), world.sequences(nullptr), 0, page, head);
+      const float step = core::half_to_float(half_at(bytes + shape.format.centre_step_offset(), 0));
+      EXPECT_EQ(step > 0.0f, page > 0) << "page " << page << ", head " << head;
+    }
+}
+
 // What a token costs, at every width: less than norm-corrected codes without the search for a scale, more
 // than any code of that rate (4^-bits, Shannon).
 TEST(Encode, ReachesTheCodebooksDistortion) {

@@ -42,7 +42,7 @@ __device__ inline void own_centre(const EncodeCall& call, const Part& part, int 
         bool chosen = is_finite(about_zero);
         if (round == 1) {
           subtract(y, block.centre, u);
-          chosen = tree_squared_norm(u) < about_zero && chosen;
+          chosen = tree_squared_norm(u) <= about_zero && chosen;
         }
         if (lane == 0) block.chosen[t - from] = chosen ? 1 : 0;
       }

@@ -24,7 +24,7 @@ __device__ inline Coded<C> code_key(const EncodeCall& call, const float (&y)[C],
   if (!is_finite(about_zero)) return nan_token<C>();
   subtract(y, block.centre, u);
   const float about_centre = tree_squared_norm(u);
-  const bool centred = about_centre < about_zero;
+  const bool centred = about_centre <= about_zero;
 #pragma unroll
   for (int j = 0; j < C; ++j) u[j] = centred ? u[j] : y[j];
   Coded<C> token = search(u, __fsqrt_rn(centred ? about_centre : about_zero), call.args.pages.format.head_dim,

@@ -8,9 +8,10 @@
 // warp 0 adds up means.
 namespace turboquant::kernels::cuda {
 
-// |y - c|^2 < |y|^2 as rule 3 means it, in the lanes of each vector. The sign of |c|^2 - 2 y.c decides unless
-// it is so small that rounding might: each of the sums involved is off by less than 2^-18 (|y|^2 + |c|^2), so
-// what lies within 2^-16 of that is done as written, and so are sums near the ends of fp32's range.
+// |y - c|^2 <= |y|^2 as rule 3 means it, in the lanes of each vector. The sign of |c|^2 - 2 y.c decides
+// unless it is so small that rounding might: each of the sums involved is off by less than 2^-18 (|y|^2 +
+// |c|^2), so what lies within 2^-16 of that is done as written, and so are sums near the ends of fp32's
+// range.
 __device__ inline bool nearer_to(const float (&y)[kQuadLane], const float* centre, float centre_squared,
                                  float about_zero) {
   float dot = 0.0f;
@@ -27,7 +28,7 @@ __device__ inline bool nearer_to(const float (&y)[kQuadLane], const float* centr
   bool nearer = difference < 0.0f;
   if (!__all_sync(~0u, is_clear)) {
     const float about_centre = quad_squared_norm([&](int j) { return __fadd_rn(y[j], -centre[j]); });
-    const bool exactly = about_centre < quad_squared_norm([&](int j) { return y[j]; });
+    const bool exactly = about_centre <= quad_squared_norm([&](int j) { return y[j]; });
     if (!is_clear) nearer = exactly;
   }
   return nearer;
