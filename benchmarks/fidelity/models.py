@@ -35,8 +35,8 @@ class Bias:
 def plant(model: PreTrainedModel, stress: str, seed: int = 0, bias: Bias = Bias()) -> None:
     """Changes the model in place; the stressed model with a 16-bit cache is then its own reference.
 
-    k-bias: a bias on k_proj before RoPE, as Qwen2.5 has, of the slowest pairs. Queries are orthogonalised against nothing: a
-    bias that is nearly constant under RoPE moves all scores of a query nearly alike, so softmax forgives it and a codec may not.
+    k-bias: a bias on k_proj before RoPE, as Qwen2.5 has, of the pairs that RoPE turns slowest. It moves all scores of a query nearly
+    alike, so softmax forgives it, and a codec may not.
     outlier: three channels of the keys are 30 times as large, the queries' as much smaller; attention is unchanged.
     """
     if stress == "none":

@@ -19,12 +19,21 @@ LABELS = {
     "peer as run": "other formats, as their users run them", "sixteen": "16 bits",
 }  # fmt: skip
 LEAST_KL = 1e-6
+MANY_TEXTS = 3  # fewer say little
+
+
+def _richest(report: dict) -> tuple[list[dict], tuple[str, ...]]:
+    """The set of texts with the most points, then the most texts."""
+    rows = [v for v in report["variants"] if v["stress"] == "none" and v["tokens"] == 2048 and v["group"] in COLOURS]
+    by_texts: dict[tuple[str, ...], list[dict]] = {}
+    for row in rows:
+        by_texts.setdefault(tuple(row["texts"]), []).append(row)
+    texts = max((t for t in by_texts if len(t) >= MANY_TEXTS), key=lambda t: (len(by_texts[t]), len(t)), default=max(by_texts, key=len))
+    return by_texts[texts], texts
 
 
 def save_plot(report: dict, path: Path) -> None:
-    rows = [v for v in report["variants"] if v["stress"] == "none" and v["tokens"] == 2048 and v["group"] in COLOURS]
-    texts = max(len(v["texts"]) for v in rows)
-    rows = [v for v in rows if len(v["texts"]) == texts]
+    rows, texts = _richest(report)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(10, 6.5), layout="constrained")
         axes.set(xscale="log", yscale="log", xlabel="bytes a token and KV head (head_dim 64; 16 bits: 256), windows included")
@@ -44,6 +53,6 @@ def save_plot(report: dict, path: Path) -> None:
         axes.set_xticks([], minor=True)
         axes.legend(loc="lower left")
         model, tokens = rows[0]["model"], rows[0]["tokens"]
-        axes.set_title(f"{model}, {texts} texts of {tokens:,} tokens, teacher-forced; bars: least to most over the texts")
+        axes.set_title(f"{model}, {len(texts)} texts of {tokens:,} tokens, teacher-forced; bars: least to most over the texts")
         figure.savefig(path, dpi=150)
         plt.close(figure)

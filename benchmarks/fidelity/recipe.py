@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fidelity import feedback
 from fidelity.codec import Coded, Layer
 from turboquant import ops
 from turboquant.layers import sign_seed
@@ -24,7 +25,8 @@ SEARCH = torch.linspace(0.8, 1.2, 9)
 class Sketch:
     """`rotation`: "hadamard" or "dense". `centre`: "page", "previous" (the mean of the previous page's decoded keys), "sequence" or
     "none". `choice`: a token may take 0 for its reference. `balance`: "first 128", "whole text" or "off". `scale`: what is stored
-    beside the codes: "norm", "plain", "least squares" or "unbiased". `value_centre`: the same centre and choice for values."""
+    beside the codes: "norm", "plain", "least squares" or "unbiased". `value_centre`: the same centre and choice for values.
+    `feedback`: keys coded by feedback.py with the queries of the "first 128" tokens, of the "whole text", or "off"."""
 
     k_bits: int = 4
     v_bits: int = 4
@@ -38,11 +40,18 @@ class Sketch:
     value_centre: bool = False
     value_choice: bool = True
     value_balance: bool = False
+    feedback: str = "off"
 
     def __call__(self, layer: Layer) -> Coded:
         heads, tokens, dim = layer.keys.shape
         balance = _balance(layer, self.balance)
-        keys, key_bytes = self._round_trip(layer.keys / balance, self.k_bits, self.centre, self.choice, sign_seed(0, layer.index, False))
+        seed = sign_seed(0, layer.index, False)
+        metric = None
+        if self.feedback != "off":
+            seen = slice(0, 128) if self.feedback == "first 128" else slice(None)
+            query = (layer.query.unflatten(0, (heads, -1))[:, :, seen] * balance[:, None]).flatten(1, 2)
+            metric = feedback.metric(_rotate(query, self.rotation, seed))
+        keys, key_bytes = self._round_trip(layer.keys / balance, self.k_bits, self.centre, self.choice, seed, metric)
         values = layer.values
         spread = torch.ones_like(values[:, :1])
         if self.value_balance:  # towards equal channels, half way
@@ -52,7 +61,9 @@ class Sketch:
         values, value_bytes = self._round_trip(values / spread, self.v_bits, centre, self.value_choice, sign_seed(0, layer.index, True))
         return Coded(keys * balance, values * spread, heads * (key_bytes + value_bytes))
 
-    def _round_trip(self, x: Tensor, bits: int, centre: str, choice: bool, seed: int) -> tuple[Tensor, int]:
+    def _round_trip(
+        self, x: Tensor, bits: int, centre: str, choice: bool, seed: int, metric: Tensor | None = None
+    ) -> tuple[Tensor, int]:
         """[heads, tokens, dim] and bytes of one head."""
         heads, tokens, dim = x.shape
         y = _rotate(x, self.rotation, seed)
@@ -71,9 +82,9 @@ class Sketch:
             c = _stored_centre(y.mean(1, keepdim=True))
         else:
             c = torch.cat([_stored_centre(_page_centre(part, choice)).expand_as(part) for part in y.split(self.page, dim=1)], 1)
-        return _rotate_back(self._code(y, c, choice and centre != "none", bits), self.rotation, seed), nbytes
+        return _rotate_back(self._code(y, c, choice and centre != "none", bits, metric), self.rotation, seed), nbytes
 
-    def _code(self, y: Tensor, centre: Tensor, choice: bool, bits: int) -> Tensor:
+    def _code(self, y: Tensor, centre: Tensor, choice: bool, bits: int, metric: Tensor | None = None) -> Tensor:
         reference = centre.expand_as(y)
         if choice:
             nearer = (y - centre).norm(dim=-1, keepdim=True) <= y.norm(dim=-1, keepdim=True)
@@ -86,7 +97,10 @@ class Sketch:
         stored = {
             "norm": norm / squared.sqrt(), "plain": norm, "least squares": along / squared, "unbiased": norm.square() / along,
         }[self.scale]  # fmt: skip
-        return reference + codes * stored.half().float()
+        stored = stored.half().float()
+        if metric is not None:
+            codes = feedback.codes(u, stored, metric, *(x.to(u.device) for x in _codebook(u.shape[-1], bits)))
+        return reference + codes * stored
 
 
 def best_codes(unit: Tensor, bits: int, scales: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from fidelity.attention import Study, logits
+from fidelity.attention import Recorder, Study, logits
+from fidelity.blocks import block_errors
 from fidelity.calibration import Calibration
 from fidelity.codec import Coded, Layer
 from fidelity.metrics import compare, summary
@@ -31,9 +32,7 @@ class Plan:
 
 def sweep(plan: Plan, texts: Sequence[Text], rows: Sequence[Variant], say: Callable[[str], None] = print) -> None:
     model = plan.subject.model
-    text_config = model.config.get_text_config()
-    calibration = Calibration(plan.subject)
-    context = Context(text_config.num_hidden_layers, _head_dim(text_config), calibration.get)
+    context = _context(plan)
     for text in texts:
         left = [row for row in rows if not cell_path(plan, text, row).exists()]
         if not left:
@@ -49,10 +48,8 @@ def sweep(plan: Plan, texts: Sequence[Text], rows: Sequence[Variant], say: Calla
             except ImportError as error:
                 say(f"{text.name}: {row.name}: left out, {error}")
                 continue
-            cell = {
-                "model": plan.subject.name, "stress": plan.stress, "text": text.name, "text_sha256": text.sha256(), "tokens": len(tokens),
-                "variant": row.name, "group": row.group, **summary(compare(reference, other, tokens)), **counter.per_token(len(tokens)),
-            }  # fmt: skip
+            measured = summary(compare(reference, other, tokens))
+            cell = {**_names(plan, text, row), **measured, **counter.per_token(len(tokens))}
             del other
             cell |= {"seconds": round(time.perf_counter() - began, 2), "facts": plan.facts}
             write(cell_path(plan, text, row), cell)
@@ -83,8 +80,41 @@ class ByteCounter:
         return {"code_bytes_per_token": round(codes, 4), "bytes_per_token": round(total, 4)}
 
 
-def cell_path(plan: Plan, text: Text, row: Variant) -> Path:
+def sweep_blocks(plan: Plan, texts: Sequence[Text], rows: Sequence[Variant], say: Callable[[str], None] = print) -> None:
+    """The attention blocks' errors, with the reference's own activations: cells of their own beside the others."""
+    context = _context(plan)
+    for text in texts:
+        left = [row for row in rows if not cell_path(plan, text, row, "blocks").exists()]
+        if not left:
+            continue
+        recorder = Recorder()
+        logits(plan.subject.model, read(plan.subject.tokenizer, text, plan.tokens), None, recorder)
+        for row in left:
+            try:
+                errors = block_errors(recorder, row.build(context))
+            except ImportError as error:
+                say(f"{text.name}: {row.name}: left out, {error}")
+                continue
+            cell = {**_names(plan, text, row), "block_errors": [round(x, 6) for x in errors], "facts": plan.facts}
+            write(cell_path(plan, text, row, "blocks"), cell)
+            say(f"{text.name}: {row.name}: worst block {max(errors):.4f}")
+
+
+def _context(plan: Plan) -> Context:
+    config = plan.subject.model.config.get_text_config()
+    return Context(config.num_hidden_layers, _head_dim(config), Calibration(plan.subject).get)
+
+
+def _names(plan: Plan, text: Text, row: Variant) -> dict[str, object]:
+    return {
+        "model": plan.subject.name, "stress": plan.stress, "text": text.name, "text_sha256": text.sha256(),
+        "tokens": plan.tokens or text.tokens, "variant": row.name, "group": row.group,
+    }  # fmt: skip
+
+
+def cell_path(plan: Plan, text: Text, row: Variant, kind: str = "logits") -> Path:
     parts = [plan.subject.name, plan.stress, text.name, str(plan.tokens or text.tokens), row.name]
+    parts += [] if kind == "logits" else [kind]
     return plan.cells / ("__".join(parts).replace("/", "-").replace(" ", "_") + ".json")
 
 

@@ -50,17 +50,19 @@ TARGETS = (
 
 
 def evaluate(variants: list[dict]) -> list[dict]:
-    """Only variants that saw all texts that any did count."""
+    """Over the largest set of texts that all variants of a target saw."""
     results = []
     for target in TARGETS:
         rows = [v for v in variants if v["stress"] == target.stress and v["model"].startswith("SmolLM2-135M") and v["tokens"] == 2048]
-        texts = max((len(v["texts"]) for v in rows), default=0)
-        found = {v["variant"]: v[target.metric]["mean"] for v in rows if len(v["texts"]) == texts}
-        try:
-            measured = target.measured(found.__getitem__)
-        except KeyError:
-            measured = None
-        bound = target.bound(found.__getitem__)
+        measured = None
+        for texts in sorted({tuple(v["texts"]) for v in rows}, key=len, reverse=True):
+            found = {v["variant"]: v[target.metric]["mean"] for v in rows if tuple(v["texts"]) == texts}
+            try:
+                measured = target.measured(found.__getitem__)
+                break
+            except KeyError:
+                continue
+        bound = target.bound({}.__getitem__)
         met = None if measured is None else measured <= bound
         results.append({"what": target.what, "bound": bound, "measured": measured, "met": met})
     return results

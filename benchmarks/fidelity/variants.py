@@ -134,6 +134,10 @@ for name, sketch in {
     "value centre": Sketch(value_centre=True),
     "value centre without choice": Sketch(value_centre=True, value_choice=False),
     "value balance": Sketch(value_balance=True),
+    "feedback from the first 128 tokens": Sketch(feedback="first 128"),
+    "feedback from the whole text": Sketch(feedback="whole text"),
     "plain TurboQuant, norm-correct": Sketch(centre="none", balance="off", search=False),
 }.items():
     _add(f"sketch: {name}", "ablation", _both(sketch))
+for name, sketch in {"as the product": Sketch(), "value centre": Sketch(value_centre=True), "feedback from the first 128 tokens": Sketch(feedback="first 128")}.items():
+    _add(f"sketch: {name}, fringe {_label(FRINGE)}", "ablation", _both(sketch, FRINGE))

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A report as Markdown: the README's short form and the whole."""
+
+from __future__ import annotations
+
+# In the README, where all texts were measured; the rest is in docs/fidelity.md.
+SHOWN = (
+    "fp8 e4m3", "turbo-attn 4/4 ring 128", "turbo-attn 4/4 ring 128 calibrated", "KIVI-4, groups of 64 keys", "KIVI-4 window 128", "KIVI-2 window 128",
+    "paper MSE 4/4", "vLLM 4bit_nc", "vLLM k8v4", "llama.cpp q8_0", "llama.cpp q4_0", "recipe 4/4", "recipe 3/3", "recipe 2/2",
+    "recipe 4/4 fringe 4+28", "recipe 3/3 fringe 4+28", "recipe 2/2 fringe 4+28", "recipe 4/4 append",
+)  # fmt: skip
+# Repeated in tables over fewer texts, to compare with.
+REFERENCES = ("recipe 4/4", "recipe 4/4 fringe 4+28", "recipe 3/3 fringe 4+28", "fp8 e4m3", "paper MSE 4/4", "sketch: as the product")
+HEAD = (
+    "| variant | bytes | mean KL | least to most | KL, 99 % | 99.9 % | 1 - TV | same top token | perplexity |\n"
+    "|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def short(report: dict, where: str) -> str:
+    rows, texts = whole(report)
+    rows = [row for row in rows if row["variant"] in SHOWN]
+    targets = [t["met"] for t in report["targets"] if t["met"] is not None]
+    caption = (
+        f"{rows[0]['model']}, {len(texts)} texts of {rows[0]['tokens']:,} tokens ({', '.join(texts)}), everything coded from the first token on, teacher-forced "
+        f"([the run]({where}), {device(report)}; {sum(targets)} of {len(targets)} targets met, [all of it](docs/fidelity.md)):"
+    )
+    return f"{caption}\n\n{render_rows(rows)}"
+
+
+def full(report: dict, where: str) -> str:
+    rows, texts = whole(report)
+    parts = [f"[The run]({where}), {device(report)}.", render_targets(report["targets"]), heading(rows[0]), render_rows(rows)]
+    groups: dict[tuple, list[dict]] = {}
+    for row in report["variants"]:
+        if not (row["stress"] == "none" and row["texts"] == list(texts)):
+            groups.setdefault((row["model"], row["stress"], row["tokens"], tuple(row["texts"])), []).append(row)
+    for group in sorted(groups.values(), key=lambda rows: (rows[0]["stress"] != "none", rows[0]["tokens"], -len(rows[0]["texts"]))):
+        own = [row for row in group if row["only_here"] or row["variant"] in REFERENCES]
+        if any(row["only_here"] for row in own):
+            parts += [heading(own[0]), render_rows(own)]
+    if blocks := [row for row in rows + report["variants"] if "block_error_median" in row and row["stress"] == "none"]:
+        parts.append(render_blocks(blocks))
+    return "\n\n".join(parts)
+
+
+def whole(report: dict) -> tuple[list[dict], tuple[str, ...]]:
+    """The rows over most texts, without a stress and of 2,048 tokens where there are such, and the texts."""
+    unplanted = [row for row in report["variants"] if row["stress"] == "none"] or report["variants"]
+    plain = [row for row in unplanted if row["tokens"] == 2048] or unplanted
+    texts = max((tuple(row["texts"]) for row in plain), key=len)
+    return [row for row in plain if tuple(row["texts"]) == texts], texts
+
+
+def heading(row: dict) -> str:
+    planted = {"none": "", "k-bias": ", a key bias planted", "outlier": ", outlier channels planted"}[row["stress"]]
+    return f"{row['model']}{planted}, {row['tokens']:,} tokens of: {', '.join(row['texts'])}"
+
+
+def device(report: dict) -> str:
+    return ", ".join(sorted({f"{run['device']['name']}, torch {run['versions']['torch']}" for run in report["runs"]}))
+
+
+def render_rows(rows: list[dict]) -> str:
+    lines = [HEAD]
+    for row in rows:
+        kl = row["kl"]
+        lines.append(
+            f"| {row['variant']} | {row['bytes_per_token']['mean']:.4g} | {kl['mean']:.3g} | {kl['least']:.3g} to {kl['most']:.3g} "
+            f"| {row['kl_p99']['mean']:.3g} | {row['kl_p999']['mean']:.3g} | {row['one_minus_tv']['mean']:.4f} | {100 * row['top1']['mean']:.1f} % "
+            f"| x {row['perplexity_ratio']['mean']:.4f} |"
+        )
+    return "\n".join(lines)
+
+
+def render_targets(targets: list[dict]) -> str:
+    lines = ["| target (mean KL) | at most | measured | |", "|---|---|---|---|"]
+    for t in targets:
+        verdict = "not measured" if t["measured"] is None else "met" if t["met"] else "missed"
+        measured = "" if t["measured"] is None else f"{t['measured']:.3g}"
+        lines.append(f"| {t['what']} | {t['bound']:.3g} | {measured} | {verdict} |")
+    return "\n".join(lines)
+
+
+def render_blocks(rows: list[dict]) -> str:
+    lines = ["Relative error of the attention blocks' outputs after W_o, with the reference's own activations:", ""]
+    lines += ["| variant | bytes | median layer | worst layer |", "|---|---|---|---|"]
+    seen = set()
+    for row in sorted(rows, key=lambda row: row["block_error_median"]["mean"]):
+        if row["variant"] not in seen:
+            seen.add(row["variant"])
+            lines.append(
+                f"| {row['variant']} | {row['bytes_per_token']['mean']:.4g} | {row['block_error_median']['mean']:.4f} "
+                f"| {row['block_error_worst']['most']:.4f} |"
+            )
+    return "\n".join(lines)
