@@ -13,6 +13,7 @@ from fidelity.attention import Exact, Study
 from fidelity.ours import Recipe
 from fidelity.peers import fp8, kivi, llama_cpp, turbo_attn
 from fidelity.peers.int4_per_token_head import int4_per_token_head
+from fidelity.peers.quantized_cache import AS_RUN, quantized_cache
 from fidelity.peers.vllm_turboquant import PRESETS, skipped_layers, vllm_turboquant
 from fidelity.recipe import Sketch
 
@@ -95,6 +96,10 @@ for bits in (4, 3):
     _calibrated_rows(f"turbo-attn {bits}/{bits}", "peer", lambda made, bits=bits: turbo_attn.turbo_attn(bits, made["layers"]))
 _add("recipe 4/4 fringe 4+108", "ours", _both(Recipe(4, 4), Exact(4, 108)))  # as many bytes as turbo-attn with its ring, at 2,048 tokens
 
+for bits in (4, 2):
+    _add(f"QuantizedCache {bits} bits", "peer", _both(quantized_cache(bits)))
+    _add(f"QuantizedCache {bits} bits window 128", "peer as run", _both(quantized_cache(bits), AS_RUN))
+
 for k_bits in (4, 3, 2):
     for v_bits in (4, 3, 2):
         if k_bits != v_bits:
@@ -116,8 +121,8 @@ _calibrated_rows("recipe 4/4 append", "ablation", lambda made: Recipe(4, 4, (1,)
 _add(f"recipe 4/4 append fringe {_label(FRINGE)}", "ablation", _both(Recipe(4, 4, calls=(1,)), FRINGE))
 _add("recipe 4/4 prefill 128, then append", "ablation", _both(Recipe(4, 4, calls=(128, 1))))
 _add("recipe 4/4 prefill in calls of 16", "ablation", _both(Recipe(4, 4, calls=(128, 16))))
-for kept in (Exact(0, 8), Exact(0, 28), Exact(0, 64), Exact(0, 128), Exact(1, 28), Exact(4, 0), Exact(4, 12), Exact(4, 60), Exact(4, 124), Exact(16, 28), Exact(64, 28)):
-    _add(f"recipe 4/4 fringe {_label(kept)}", "ablation", _both(Recipe(4, 4), kept))
+for first, recent in ((0, 8), (0, 28), (0, 64), (0, 128), (1, 28), (4, 0), (4, 12), (4, 60), (4, 124), (16, 28), (64, 28)):
+    _add(f"recipe 4/4 fringe {first}+{recent}", "ablation", _both(Recipe(4, 4), Exact(first, recent)))
 for name, sketch in {
     "as the product": Sketch(),
     "no centre": Sketch(centre="none"),
@@ -139,5 +144,7 @@ for name, sketch in {
     "plain TurboQuant, norm-correct": Sketch(centre="none", balance="off", search=False),
 }.items():
     _add(f"sketch: {name}", "ablation", _both(sketch))
-for name, sketch in {"as the product": Sketch(), "value centre": Sketch(value_centre=True), "feedback from the first 128 tokens": Sketch(feedback="first 128")}.items():
+for name, sketch in {
+    "as the product": Sketch(), "value centre": Sketch(value_centre=True), "feedback from the first 128 tokens": Sketch(feedback="first 128"),
+}.items():  # fmt: skip
     _add(f"sketch: {name}, fringe {_label(FRINGE)}", "ablation", _both(sketch, FRINGE))

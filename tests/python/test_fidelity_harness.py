@@ -218,7 +218,7 @@ def test_every_variant_runs_on_a_text_that_ends_within_a_page():
     given = layer(tokens=130)
     context = Context(4, 64, dict)
     for row in variants().values():
-        if "turbo-attn" in row.name or "calibrated" in row.name:
+        if "turbo-attn" in row.name or "QuantizedCache" in row.name or "calibrated" in row.name:
             continue  # need a package, or a model
         back = row.build(context).codec(given)
         assert back.keys.shape == given.keys.shape and back.values.shape == given.values.shape and back.nbytes > 0, row.name

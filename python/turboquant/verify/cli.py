@@ -47,7 +47,8 @@ def _show(errors: list, bad: list, arguments: argparse.Namespace, name: str, tok
     from rich.table import Table
 
     title = f"{name}, K{arguments.k_bits}/V{arguments.v_bits}, {tokens} tokens: the {min(SHOWN, len(errors))} worst of {len(errors)} heads"
-    table = Table(title=title, box=box.ASCII2, title_justify="left")
+    print(title)
+    table = Table(box=box.ASCII2)
     for column in ("layer", "KV head", "output", "attention KL", "keys", "values", ""):
         table.add_column(column, justify="right")
     for e in errors[: max(SHOWN, len(bad))]:
@@ -70,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     add_model_arguments(parser)
     parser.add_argument("--k-bits", type=int, choices=(2, 3, 4), default=4)
     parser.add_argument("--v-bits", type=int, choices=(2, 3, 4), default=4)
-    parser.add_argument("--threshold", type=float, default=0.5, metavar="E", help="of the output's relative error (default: %(default)s)")
+    parser.add_argument("--threshold", type=float, default=0.3, metavar="E", help="of the output's relative error (default: %(default)s)")
     parser.add_argument("--balance", metavar="FILE", help="balance vectors from python -m turboquant.calibrate")
     parser.add_argument("--no-balance", action="store_true", help="leave the keys' channels as they are")
     parser.add_argument("--json", metavar="FILE", help="write every head's numbers")
