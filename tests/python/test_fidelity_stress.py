@@ -13,7 +13,7 @@ from tiny_models import prompt, tiny_model
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 from fidelity import codec, paper, report, tables  # noqa: E402
-from fidelity.attention import Study, logits  # noqa: E402
+from fidelity.attention import Recorder, Study, logits  # noqa: E402
 from fidelity.cli import main  # noqa: E402
 from fidelity.metrics import compare, summary  # noqa: E402
 from fidelity.models import plant  # noqa: E402
@@ -27,7 +27,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def stressed(stress):
     model = tiny_model("llama", head_dim=64)
-    plant(model, stress)
+    if stress != "none":
+        plant(model, stress, prompt(tokens=128, seed=3)["input_ids"][0])
     return model
 
 
@@ -39,6 +40,17 @@ def tokens():
 def test_planted_outliers_leave_the_model_as_it_is(tokens):
     plain, planted = (logits(stressed(stress), tokens, None) for stress in ("none", "outlier"))
     assert float(compare(plain, planted, tokens).kl.max()) < 1e-8
+
+
+def test_a_planted_bias_is_as_large_as_told_and_moves_the_model_little(tokens):
+    plain, planted = stressed("none"), stressed("k-bias")
+    recorders = [Recorder(), Recorder()]
+    reference, other = (logits(m, tokens, None, r) for m, r in zip((plain, planted), recorders))
+    assert float(compare(reference, other, tokens).kl.mean()) < 0.1
+    mean = recorders[1].layers[0][1].keys.mean(1)
+    deviation = recorders[0].layers[0][1].keys.std(1)
+    pairs = torch.arange(64).view(2, 32)[:, 29:].flatten()
+    assert float(mean[:, pairs].norm()) > 30 * float(deviation[:, pairs].norm()) / 2**0.5
 
 
 @pytest.mark.parametrize("stress", ["outlier", "k-bias"])

@@ -41,12 +41,19 @@ def test_the_python_blocks_run_as_they_stand(from_files, capsys):
     assert names["compressed"].compression_stats()["v_bits"] == 3
 
 
-@pytest.mark.parametrize("name", ["readme_table", "gpu_table"])
+@pytest.mark.parametrize("name", ["readme_table", "gpu_table", "fidelity_table"])
 def test_the_tables_say_what_the_committed_runs_say(name):
     spec = importlib.util.spec_from_file_location(name, ROOT / f"tools/{name}.py")
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
     assert tool.split(README)[1] == tool.rendered(), f"run tools/{name}.py"
+
+
+def test_docs_fidelity_says_what_the_committed_runs_say():
+    spec = importlib.util.spec_from_file_location("fidelity_table", ROOT / "tools/fidelity_table.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    assert tool.split((ROOT / "docs/fidelity.md").read_text())[1] == tool.rendered_in_full(), "run tools/fidelity_table.py"
 
 
 def test_docs_attend_says_what_the_committed_gpu_runs_say():
