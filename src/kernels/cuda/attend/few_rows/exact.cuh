@@ -63,7 +63,7 @@ __device__ __forceinline__ std::uint32_t clean_values(std::uint8_t* tile, std::u
 
 // One tile. This lane's two tokens, slots g and g + 8, are at positions[0] and [1]; below 0: the slot is not
 // used.
-template <class S>
+template <Narrow S>
 __device__ __forceinline__ void attend_exact(const Params& p, std::uint8_t* tile, const Queries<S>& queries,
                                              const int (&positions)[2], Running<S>& running) {
   const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
@@ -86,7 +86,7 @@ __device__ __forceinline__ void attend_exact(const Params& p, std::uint8_t* tile
       std::uint32_t b0, b1;
       const QueryOperand b = queries.get(t, w / 2);
       bytes_to_halves(w % 2 == 0 ? b.q0 : b.q1, b0, b1);
-      mma_f16(c[t], a, b0, b1);
+      mma_f16<false>(c[t], a, b0, b1);
     }
   }
 
@@ -135,8 +135,8 @@ __device__ __forceinline__ void attend_exact(const Params& p, std::uint8_t* tile
     const OperandA a = ldmatrix_x4_transposed(values + 32 * static_cast<std::uint32_t>(w));
 #pragma unroll
     for (int t = 0; t < S::kTiles; ++t) {
-      float sums[4] = {};
-      mma_f16(sums, a, weights[t][0], weights[t][1]);
+      float sums[4];
+      mma_f16<true>(sums, a, weights[t][0], weights[t][1]);
       running.values[t][2 * w] = fmaf(sums[0] + sums[1], gains[t], running.values[t][2 * w]);
       running.values[t][2 * w + 1] = fmaf(sums[2] + sums[3], gains[t], running.values[t][2 * w + 1]);
     }

@@ -17,14 +17,13 @@ const Instance* find_instance(int head_dim) {
   return nullptr;
 }
 
-// From few rows a tile to many; of those above head_dim 128, 16 rows of sums do not fit a warp's registers.
+// From few rows a tile to many; of those above head_dim 128, 32 rows of sums do not fit a warp's registers.
 struct Choice {
   int rows;  // of a tile
   Config config;
 };
 std::array<Choice, 4> choices(int head_dim) {
-  if (head_dim <= 128) return {{{4, {1, 1}}, {8, {2, 1}}, {16, {4, 1}}, {32, {4, 2}}}};
-  return {{{4, {1, 1}}, {8, {2, 1}}, {16, {2, 2}}, {32, {2, 4}}}};
+  return {{{4, {1, 1}}, {8, {2, 1}}, {16, {4, 1}}, {32, head_dim <= 128 ? Config{8, 1} : Config{4, 2}}}};
 }
 
 struct Plan {

@@ -44,7 +44,7 @@ __device__ __forceinline__ void store_values(const Params& p, const Running<S>& 
 }
 
 // Brings the lanes' sums of weights together and writes the warp's rows into rows first_row ... of a part.
-template <class S>
+template <Narrow S>
 __device__ __forceinline__ void store_part(const Params& p, const Running<S>& running, int first_row,
                                            Part<S> part) {
   const int lane = static_cast<int>(threadIdx.x & 31), q = lane & 3;
@@ -105,7 +105,7 @@ __device__ __forceinline__ void finish_rows(const Params& p, const Ending& endin
 }
 
 // The rows of a segment that this warp did alone; tile by tile through its staged rows.
-template <class S>
+template <Narrow S>
 __device__ __forceinline__ void finish_alone(const Params& p, const Ending& ending, int first_row,
                                              int kv_head, const float* signs, float* staged,
                                              const Running<S>& running) {

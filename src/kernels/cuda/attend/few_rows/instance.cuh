@@ -12,14 +12,13 @@ namespace turboquant::kernels::cuda::few_rows {
 template <int kDim, class F>
 auto with_shape(const Config& config, F f) {
   if (config.tiles == 1) return f(Shape<kDim, 1, 1>{});
-  if (config.tiles == 2 && config.sharing == 1) return f(Shape<kDim, 2, 1>{});
-  if constexpr (kDim <= 128) {  // sums of 16 rows fit a warp's registers
-    if (config.sharing == 1) return f(Shape<kDim, 4, 1>{});
-    return f(Shape<kDim, 4, 2>{});
+  if (config.tiles == 2) return f(Shape<kDim, 2, 1>{});
+  if constexpr (kDim <= 128) {  // sums of 32 rows fit a warp's registers
+    if (config.tiles == 8) return f(WideShape<kDim, 32, 1>{});
   } else {
-    if (config.sharing == 2) return f(Shape<kDim, 2, 2>{});
-    return f(Shape<kDim, 2, 4>{});
+    if (config.sharing == 2) return f(WideShape<kDim, 16, 2>{});
   }
+  return f(WideShape<kDim, 16, 1>{});
 }
 
 template <int kDim>

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "kernels/cuda/attend/few_rows/exact.cuh"
 #include "kernels/cuda/attend/few_rows/merge.cuh"
 #include "kernels/cuda/attend/few_rows/ring.cuh"
+#include "kernels/cuda/attend/few_rows/wide/finish.cuh"
 
 // attend for few queries a sequence: decoding, speculative decoding, tails of prompts. Bound by reading
 // pages.
@@ -14,12 +14,24 @@
 //   queries.cuh   rotate and round         exact.cuh    the fringe
 //   scores.cuh    codes x queries          finish.cuh   sums to outputs
 //   rotate.cuh    the rotation itself      own.cuh      the call's own tokens
-//   merge.cuh     parts of several warps
+//   merge.cuh     parts of several warps   wide/        the same for 16 and 32 rows
 // clang-format on
 //
 // A CTA of 8 warps an SM. Each stream (a warp, or several that share pages) walks its range of units on its
 // own: no barrier until all are done. docs/attend.md derives the design and says what was measured.
 namespace turboquant::kernels::cuda::few_rows {
+
+// The team of the streams whose first unit is of the same segment. All but its last member end in it, so that
+// their slots are not written again.
+template <class S>
+__device__ __forceinline__ Team first_team(const Cta<S>& cta, const Segment& segment, int stream,
+                                           int in_stream) {
+  const int lane = static_cast<int>(threadIdx.x & 31), begin = cta.stream_begin(lane);
+  const std::uint32_t streams =
+      __ballot_sync(~0u, lane < S::kStreams && begin >= segment.begin && begin < min(segment.end, cta.end));
+  return {(__ffs(static_cast<int>(streams)) - 1) * S::kSharing + in_stream,
+          __popc(streams & ((1u << stream) - 1)), __popc(streams), true};
+}
 
 template <class S>
 __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_constant__ Params p) {
@@ -86,7 +98,13 @@ __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_c
     let_next_kernel_start();
   }
 
-  const Tables tables = tables_of(p.a.pages.format);
+  if constexpr (S::kWide) {
+    if (ring.begin >= ring.end) {  // in no team
+      __syncthreads();
+      __syncthreads();
+    }
+  }
+  const auto tables = tables_of<S>(p.a.pages.format);
   Running<S> running;
   bool keeps_part = false;
 #pragma unroll 1
@@ -95,12 +113,14 @@ __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_c
     const Segment segment = segment_of<S>(p, sums, unit, sequence);
     const int first_row = segment.tile * S::kTileTotal + in_stream * S::kRows;
     Queries<S> queries;
-    queries.shared = reinterpret_cast<uint4*>(queries_shared + warp * S::kQueryBytes);
+    const Team team = S::kWide && unit == ring.begin ? first_team<S>(cta, segment, stream, in_stream)
+                                                     : Team{warp, 0, 1, false};
+    queries.shared = reinterpret_cast<uint4*>(queries_shared + team.slot * S::kQueryBytes);
     RawRows<S::kDim, kTileRows> rows;
-    load_tile<S>(p, sequence, first_row, kv_head, rows);
+    load_tile<S>(p, sequence, first_row + team.member * kTileRows, kv_head, rows);
 #pragma unroll 1
     for (; ahead > 0; --ahead) ring.issue();
-    make_queries<S>(p, sequence, first_row, kv_head, rows, signs, staged, queries);
+    make_queries<S>(p, sequence, first_row, kv_head, team, rows, signs, staged, queries);
     running.clear();
     const int end = uniform(min(segment.end, ring.end)), pages = uniform(sequence.pages);
 #pragma unroll 1
@@ -111,16 +131,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_c
         const int position = (sequence.page_begin + k) * kPageTokens;
         const int begin = max(sequence.first_end - position, 0),
                   stop = min(sequence.recent_start - position, kPageTokens);
-        float about_centre[S::kTiles];
-        centre_scores<S>(p, tile, queries, about_centre);
-#pragma unroll 1
-        for (int token = 0; token < kPageTokens; token += S::kStep) {
-          float scores[S::kTiles][S::kScores];
-          Weights<S> weights;
-          step_scores<S>(p, tables, tile, token, queries, about_centre, scores);
-          weigh<S>(p, tile, token, queries, position, begin, stop, scores, running, weights);
-          add_values<S>(p, tables, tile, token, weights, running);
-        }
+        attend_page<S>(p, tables, tile, position, begin, stop, queries, running);
       } else if (k < pages + sequence.pieces) {
         attend_piece<S>(p, sequence, k - pages, tile, queries, running);
       }

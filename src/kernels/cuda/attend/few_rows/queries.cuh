@@ -19,7 +19,9 @@ struct QueryOperand {
 };
 
 template <class S>
-struct Queries {
+struct Queries;
+template <Narrow S>
+struct Queries<S> {
   // Lane 4 g + q has column g; word w: coordinates 16 w + 4 q .. + 3. In registers, or where those are short
   // in shared memory.
   static constexpr bool kInShared = S::kQueriesInShared;
@@ -94,10 +96,11 @@ __device__ __forceinline__ void prefetch_tile(const Params& p, const Sequence& s
 
 // first_row: the warp's first row of the sequence; rows_of_tile: its first tile. signs: of the head, in
 // shared memory. staged: [4][kStride] floats of this warp.
-template <class S>
+template <Narrow S>
 __device__ __forceinline__ void make_queries(const Params& p, const Sequence& sequence, int first_row,
-                                             int kv_head, RawRows<S::kDim, kTileRows>& rows_of_tile,
-                                             const float* signs, float* staged, Queries<S>& out) {
+                                             int kv_head, const Team&,
+                                             RawRows<S::kDim, kTileRows>& rows_of_tile, const float* signs,
+                                             float* staged, Queries<S>& out) {
   constexpr int kShortStride = S::kDim + 16;
   static_assert(2 * kShortStride * 2 <= S::kStride * 4);
   const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2, q = lane & 3;

@@ -109,6 +109,13 @@ __device__ __forceinline__ Segment segment_of(const Params& p, const int* sums, 
   return {low, tile, begin, begin + units};
 }
 
+// Warps that make the same queries.
+struct Team {
+  int slot;             // the warp in whose shared memory they are
+  int member, members;  // this warp's number
+  bool all;             // every warp of the CTA is in a team
+};
+
 // The same value in every lane, said so that the compiler knows it: branches on it then cost no divergence
 // code.
 __device__ __forceinline__ int uniform(int x) {

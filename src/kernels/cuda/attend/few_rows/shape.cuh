@@ -10,10 +10,16 @@
 // The compile-time facts of a few_rows kernel.
 namespace turboquant::kernels::cuda::few_rows {
 
+template <class S>
+concept Narrow = !S::kWide;  // up to 8 rows: int8 tensor cores
+template <class S>
+concept Wide = S::kWide;  // 16 or 32: wide/shape.cuh
+
 // kTiles: column tiles of 4 rows a warp computes. kSharing: warps that read one stream of pages, each for its
 // own kTiles * 4 rows.
 template <int kHeadDim, int kTiles_, int kSharing_>
 struct Shape {
+  static constexpr bool kWide = false;
   static constexpr int kDim = kHeadDim;
   static constexpr int kTiles = kTiles_, kSharing = kSharing_;
   static constexpr int kStreams = kWarps / kSharing;
@@ -63,6 +69,7 @@ __device__ __forceinline__ std::uint32_t in_register(std::uint32_t x) {
 __device__ __forceinline__ ByteTable in_registers(const ByteTable& table) {
   return {in_register(table.low), in_register(table.high)};
 }
+template <Narrow S>
 __device__ __forceinline__ Tables tables_of(const PageFormat& format) {
   constexpr ByteTable kKeys[] = {byte_table(core::kEither2), byte_table(core::kEither3),
                                  byte_table(core::kKey4)};

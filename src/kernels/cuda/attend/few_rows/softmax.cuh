@@ -11,9 +11,11 @@ inline constexpr float kUnseen = -1e30f;         // the score of a token that a 
 inline constexpr float kLowestMaximum = -1e29f;  // of a tile that a row sees nothing of: weights become 0
 inline constexpr float kWeightSteps = 65280.0f;  // 255 * 256: both bytes of a weight are unsigned
 
-// Sums of one warp. Lane 4 g + q: row q of each tile.
 template <class S>
-struct Running {
+struct Running;
+// Sums of one warp. Lane 4 g + q: row q of each tile.
+template <Narrow S>
+struct Running<S> {
   float values[S::kTiles][S::kSums];  // coordinates 16 i + g and 16 i + 8 + g, at 2 i and 2 i + 1
   float maximum[S::kTiles];
   float sum[S::kTiles];         // of weights: this lane's tokens

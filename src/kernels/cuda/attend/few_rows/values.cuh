@@ -21,19 +21,26 @@ struct ValueBlock {
     if constexpr (kBits == 3) signs = load_words<2 * kUnits>(area + 16 * kDim + unit * 2);
   }
 
+  // PRMT selectors of unit j: tokens 32 half + 8 n + 2 q + h at nibble 4 h + n.
+  __device__ __forceinline__ std::uint32_t selector(int j, int half) const {
+    if constexpr (kBits == 4) return units.word[j];
+    std::uint32_t w = units.word[j] >> (2 * half) & 0x33333333u;
+    if constexpr (kBits == 3) {
+      const Words unit{{signs.word[j / 2] >> (16 * (j % 2)) & 0xffffu}};
+      w |= selectors<16, 1>(unit, half) << 2;
+    }
+    return w;
+  }
+
   // Codes of unit j, tokens 32 half + 8 n + 2 q + h for h = 0 and 1, as bytes.
   __device__ __forceinline__ void bytes(const ByteTable& table, int j, int half, std::uint32_t& even,
                                         std::uint32_t& odd) const {
+    const std::uint32_t w = selector(j, half);
     if constexpr (kBits == 4) {  // m, or its complement -m - 1 where the sign bit is set
-      const std::uint32_t w = units.word[j], m = w & 0x77777777u, up = w << 4;
+      const std::uint32_t m = w & 0x77777777u, up = w << 4;
       even = prmt(table.low, table.high, m) ^ prmt(up, w, 0xd9c8);
       odd = prmt(table.low, table.high, m >> 16) ^ prmt(up, w, 0xfbea);
     } else {
-      std::uint32_t w = units.word[j] >> (2 * half) & 0x33333333u;
-      if constexpr (kBits == 3) {
-        const Words unit{{signs.word[j / 2] >> (16 * (j % 2)) & 0xffffu}};
-        w |= selectors<16, 1>(unit, half) << 2;
-      }
       even = prmt(table.low, table.high, w);
       odd = prmt(table.low, table.high, w >> 16);
     }
@@ -84,6 +91,23 @@ __device__ __forceinline__ void add_values(const Params& p, const Tables& tables
     if constexpr (S::kDim % 32 != 0)
       add_value_block<S, bits.value, 2>(area, tables.values, S::kDim / 32, token, weights, running);
   });
+}
+
+// A page. Its slots [begin, end) are its own (the fringe holds the others); `position` is slot 0's.
+template <Narrow S>
+__device__ __forceinline__ void attend_page(const Params& p, const Tables& tables, const std::uint8_t* page,
+                                            int position, int begin, int end, const Queries<S>& queries,
+                                            Running<S>& running) {
+  float about_centre[S::kTiles];
+  centre_scores<S>(p, page, queries, about_centre);
+#pragma unroll 1
+  for (int token = 0; token < kPageTokens; token += S::kStep) {
+    float scores[S::kTiles][S::kScores];
+    Weights<S> weights;
+    step_scores<S>(p, tables, page, token, queries, about_centre, scores);
+    weigh<S>(p, page, token, queries, position, begin, end, scores, running, weights);
+    add_values<S>(p, tables, page, token, weights, running);
+  }
 }
 
 }  // namespace turboquant::kernels::cuda::few_rows
