@@ -11,12 +11,15 @@
     bits       codes packed without a gap
     ours       the product's codec: the operators `encode` and `decode` on pages
     recipe     the same recipe in plain fp32 torch, with switches that the product does not have (ablations)
+               (feedback and dense_balance: two ideas that were not taken)
     paper      the paper's MSE and Prod
     peers/     other caches' formats, one a file
     variants   the table of what is measured, with what is kept in 16 bits
     metrics    numbers from two models' logits
     blocks     error of each attention block's output
+    calibration  what calibrated variants take from other text
     sweep      the loop; a cell is one model, text and variant
-    report     cells to JSON and tables; plot draws, targets compares
+    report     cells to JSON; tables renders, plot draws, targets compares
+    reproduce/ the paper's own experiments
     cli        the command line
 """

@@ -26,26 +26,21 @@ def write(cells: Path, json_path: Path | None, plot_path: Path | None) -> None:
 
 
 def collect(cells: Path) -> dict:
-    """{"runs": facts of each run, "variants": means over texts, "targets": ..., "cells": ...}."""
+    """{"runs": facts of each run, "variants": means over texts, "targets": ..., "blocks": ..., "cells": ...}."""
     loaded = [json.loads(path.read_text()) for path in sorted(cells.glob("*.json"))]
     if not loaded:
         raise SystemExit(f"no cells in {cells}: measure_fidelity.py run makes them")
-    blocks = {_key(cell): cell["block_errors"] for cell in loaded if "kl" not in cell}
-    loaded = [cell for cell in loaded if "kl" in cell]
     runs: list[dict] = []
     for cell in loaded:
-        if _key(cell) in blocks:
-            cell["block_errors"] = blocks[_key(cell)]
         facts = cell.pop("facts")
         if facts not in runs:
             runs.append(facts)
         cell["run"] = runs.index(facts)
-    variants = summarise(loaded)
-    return {"benchmark": "fidelity", "schema": 1, "runs": runs, "variants": variants, "targets": evaluate(variants), "cells": loaded}
-
-
-def _key(cell: dict) -> tuple:
-    return tuple(cell[name] for name in ("model", "stress", "text", "text_sha256", "tokens", "variant"))
+    cells, blocks = [c for c in loaded if "kl" in c], [c for c in loaded if "block_errors" in c]
+    variants = summarise(cells)
+    return {
+        "benchmark": "fidelity", "schema": 1, "runs": runs, "variants": variants, "targets": evaluate(variants), "blocks": blocks, "cells": cells,
+    }  # fmt: skip
 
 
 def summarise(cells: list[dict]) -> list[dict]:
@@ -67,12 +62,7 @@ def summarise(cells: list[dict]) -> list[dict]:
 
 def _row(cells: list[dict]) -> dict:
     row = {name: cells[0][name] for name in ("model", "stress", "tokens", "variant", "group")} | {"texts": sorted(c["text"] for c in cells)}
-    row |= {name: spread([c[name] for c in cells]) for name in SPREAD}
-    blocks = [c["block_errors"] for c in cells if "block_errors" in c]
-    if blocks:
-        row["block_error_median"] = spread([sorted(b)[len(b) // 2] for b in blocks])
-        row["block_error_worst"] = spread([max(b) for b in blocks])
-    return row
+    return row | {name: spread([c[name] for c in cells]) for name in SPREAD}
 
 
 def dumps(report: dict) -> str:

@@ -39,8 +39,8 @@ def full(report: dict, where: str) -> str:
         own = [row for row in group if row["only_here"] or row["variant"] in REFERENCES]
         if any(row["only_here"] for row in own):
             parts += [heading(own[0]), render_rows(own)]
-    if blocks := [row for row in rows + report["variants"] if "block_error_median" in row and row["stress"] == "none"]:
-        parts.append(render_blocks(blocks))
+    if report["blocks"]:
+        parts.append(render_blocks(report["blocks"]))
     return "\n\n".join(parts)
 
 
@@ -82,15 +82,18 @@ def render_targets(targets: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def render_blocks(rows: list[dict]) -> str:
-    lines = ["Relative error of the attention blocks' outputs after W_o, with the reference's own activations:", ""]
-    lines += ["| variant | bytes | median layer | worst layer |", "|---|---|---|---|"]
-    seen = set()
-    for row in sorted(rows, key=lambda row: row["block_error_median"]["mean"]):
-        if row["variant"] not in seen:
-            seen.add(row["variant"])
-            lines.append(
-                f"| {row['variant']} | {row['bytes_per_token']['mean']:.4g} | {row['block_error_median']['mean']:.4f} "
-                f"| {row['block_error_worst']['most']:.4f} |"
-            )
+def render_blocks(cells: list[dict]) -> str:
+    lines = [
+        "Relative error of the attention blocks' outputs after W_o, with the reference's own activations (root mean square, median and worst of the layers):",
+        "", "| variant | text, tokens | rms | median | worst |", "|---|---|---|---|---|",
+    ]  # fmt: skip
+
+    def rms(cell: dict) -> float:
+        errors = cell["block_errors"]
+        return (sum(e * e for e in errors) / len(errors)) ** 0.5
+
+    for cell in sorted(cells, key=lambda cell: (-cell["tokens"], cell["text"], rms(cell))):
+        errors = sorted(cell["block_errors"])
+        where = f"{cell['text']}, {cell['tokens']:,}"
+        lines.append(f"| {cell['variant']} | {where} | {rms(cell):.4f} | {errors[len(errors) // 2]:.4f} | {errors[-1]:.4f} |")
     return "\n".join(lines)

@@ -10,6 +10,7 @@ import torch
 
 from fidelity import codec, paper
 from fidelity.attention import Exact, Study
+from fidelity.dense_balance import DenseBalance, matrix
 from fidelity.ours import Recipe
 from fidelity.peers import fp8, kivi, llama_cpp, turbo_attn
 from fidelity.peers.int4_per_token_head import int4_per_token_head
@@ -144,6 +145,12 @@ for name, sketch in {
     "plain TurboQuant, norm-correct": Sketch(centre="none", balance="off", search=False),
 }.items():
     _add(f"sketch: {name}", "ablation", _both(sketch))
+_add("dense balance of the whole text", "ablation", _both(DenseBalance()))
+_add("dense balance of the first 128 tokens", "ablation", _both(DenseBalance(seen=128, shrink=0.6)))
+_add(
+    "dense balance calibrated", "ablation",
+    lambda context: _both(DenseBalance(matrices={x.index: matrix(x, None, 0.2) for x in context.calibration()["layers"]})),
+)  # fmt: skip
 for name, sketch in {
     "as the product": Sketch(), "value centre": Sketch(value_centre=True), "feedback from the first 128 tokens": Sketch(feedback="first 128"),
 }.items():  # fmt: skip

@@ -102,7 +102,7 @@ def test_the_command_writes_a_cell_for_each_text_and_variant_and_a_report(finish
     assert len(list((finished / "cells").glob("*.json"))) == 8
     found = json.loads((finished / "report.json").read_text())
     assert {(c["text"], c["variant"]) for c in found["cells"]} == {(t, v) for t in ("prose", "code") for v in ("fp16", "recipe 4/4")}
-    assert all(len(c["block_errors"]) == 2 and c["tokens"] == 100 for c in found["cells"])
+    assert len(found["blocks"]) == 4 and all(len(c["block_errors"]) == 2 and c["tokens"] == 100 for c in found["blocks"])
     fp16, ours = (next(v for v in found["variants"] if v["variant"] == name) for name in ("fp16", "recipe 4/4"))
     assert fp16["kl"]["mean"] < ours["kl"]["mean"] and fp16["bytes_per_token"]["mean"] == 256
     assert ours["bytes_per_token"]["mean"] == pytest.approx(2 * 4480 / 100)  # two whole pages for 100 tokens
