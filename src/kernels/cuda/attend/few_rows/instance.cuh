@@ -11,8 +11,8 @@ namespace turboquant::kernels::cuda::few_rows {
 // Calls f with the Shape of a config. The configs are those that few_rows.cc chooses from.
 template <int kDim, class F>
 auto with_shape(const Config& config, F f) {
-  if (config.tiles == 1) return f(Shape<kDim, 1, 1>{});
-  if (config.tiles == 2) return f(Shape<kDim, 2, 1>{});
+  if (config.tiles == 1) return f(Shape<kDim, 1>{});
+  if (config.tiles == 2) return f(Shape<kDim, 2>{});
   if constexpr (kDim <= 128) {  // sums of 32 rows fit a warp's registers
     if (config.tiles == 8) return f(WideShape<kDim, 32, 1>{});
   } else {

@@ -92,7 +92,9 @@ __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_c
     if (ring.begin < ring.end) {
       Sequence sequence;
       const Segment segment = segment_of<S>(p, sums, ring.begin, sequence);
-      prefetch_tile<S>(p, sequence, segment.tile * S::kTileTotal + in_stream * S::kRows, kv_head);
+      const int first_row = segment.tile * S::kTileTotal + in_stream * S::kRows;
+      const int tile = S::kWide ? stream % (S::kRows / kTileRows) : 0;  // most likely
+      prefetch_tile<S>(p, sequence, first_row + tile * kTileRows, kv_head);
     }
     wait_for_previous_kernel();
     let_next_kernel_start();

@@ -22,36 +22,14 @@ template <class S>
 struct Queries;
 template <Narrow S>
 struct Queries<S> {
-  // Lane 4 g + q has column g; word w: coordinates 16 w + 4 q .. + 3. In registers, or where those are short
-  // in shared memory.
-  static constexpr bool kInShared = S::kQueriesInShared;
-  static constexpr int kPairs = (S::kQueryWords + 1) / 2;
-  std::uint32_t words[kInShared ? 1 : S::kTiles][S::kQueryWords],
-      negated[kInShared ? 1 : S::kTiles][S::kQueryWords];
-  uint4* shared;  // [kTiles][kPairs][32 lanes]
+  // Lane 4 g + q has column g; word w: coordinates 16 w + 4 q .. + 3.
+  std::uint32_t words[S::kTiles][S::kQueryWords], negated[S::kTiles][S::kQueryWords];
+  uint4* shared;  // not used
 
-  __device__ __forceinline__ uint4* at(int tile, int pair) const {
-    return shared + (tile * kPairs + pair) * 32 + (threadIdx.x & 31);
-  }
-  __device__ __forceinline__ void set(int tile, int w, std::uint32_t word, std::uint32_t minus) {
-    if constexpr (kInShared) {
-      auto* parts = reinterpret_cast<std::uint32_t*>(at(tile, w / 2));
-      parts[w % 2] = word;
-      parts[2 + w % 2] = minus;
-    } else {
-      words[tile][w] = word;
-      negated[tile][w] = minus;
-    }
-  }
   // Words 2 pair and 2 pair + 1; where there is no such second word, its products are with zeros of the keys.
   __device__ __forceinline__ QueryOperand get(int tile, int pair) const {
-    if constexpr (kInShared) {
-      const uint4 x = *at(tile, pair);
-      return {x.x, x.y, x.z, x.w};
-    } else {
-      const int w = 2 * pair, next = w + 1 < S::kQueryWords ? w + 1 : w;
-      return {words[tile][w], words[tile][next], negated[tile][w], negated[tile][next]};
-    }
+    const int w = 2 * pair, next = w + 1 < S::kQueryWords ? w + 1 : w;
+    return {words[tile][w], words[tile][next], negated[tile][w], negated[tile][next]};
   }
   // Of row q of each tile, as lane 4 g + q holds its scores:
   float unit[S::kTiles];              // what an integer score stands for
@@ -143,8 +121,9 @@ __device__ __forceinline__ void make_queries(const Params& p, const Sequence& se
 #pragma unroll
     for (int w = 0; w < S::kQueryWords; ++w) {
       const bool low = (g & 1) != 0;
-      out.set(tile, w, query_bytes(*reinterpret_cast<const uint2*>(mine + 16 * w), low),
-              query_bytes(*reinterpret_cast<const uint2*>(mine + kTileRows * kShortStride + 16 * w), low));
+      out.words[tile][w] = query_bytes(*reinterpret_cast<const uint2*>(mine + 16 * w), low);
+      out.negated[tile][w] =
+          query_bytes(*reinterpret_cast<const uint2*>(mine + kTileRows * kShortStride + 16 * w), low);
     }
     __syncwarp();
     const int row = first_row + tile * kTileRows + q, token = divide(row, p.group_inverse);

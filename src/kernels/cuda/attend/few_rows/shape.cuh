@@ -15,28 +15,26 @@ concept Narrow = !S::kWide;  // up to 8 rows: int8 tensor cores
 template <class S>
 concept Wide = S::kWide;  // 16 or 32: wide/shape.cuh
 
-// kTiles: column tiles of 4 rows a warp computes. kSharing: warps that read one stream of pages, each for its
-// own kTiles * 4 rows.
-template <int kHeadDim, int kTiles_, int kSharing_>
+// kTiles: column tiles of 4 rows a warp computes, 1 or 2.
+template <int kHeadDim, int kTiles_>
 struct Shape {
   static constexpr bool kWide = false;
   static constexpr int kDim = kHeadDim;
-  static constexpr int kTiles = kTiles_, kSharing = kSharing_;
-  static constexpr int kStreams = kWarps / kSharing;
-  static constexpr int kStep = kTiles == 1 ? 64 : 32;  // tokens whose scores are in registers at once
-  static constexpr int kScores = kStep / 8;            // of a row that a lane has in a step
-  static constexpr int kRows = kTiles * kTileRows;     // of a warp
-  static constexpr int kTileTotal = kRows * kSharing;  // of a row tile
-  static constexpr int kQueryWords = kDim / 16;  // registers of a query's B operand: 16 coordinates each
-  static constexpr int kSums = kDim / 8;         // coordinates of a row a lane sums: 2 of each 16
+  static constexpr int kTiles = kTiles_;
+  static constexpr int kSharing = 1, kStreams = kWarps;  // a warp reads a stream of pages
+  static constexpr int kStep =
+      kTiles == 1 || kDim <= 128 ? 64 : 32;         // tokens whose scores are in registers at once
+  static constexpr int kScores = kStep / 8;         // of a row that a lane has in a step
+  static constexpr int kRows = kTiles * kTileRows;  // of a warp
+  static constexpr int kTileTotal = kRows;          // of a row tile
+  static constexpr int kQueryWords = kDim / 16;     // registers of a query's B operand: 16 coordinates each
+  static constexpr int kSums = kDim / 8;            // coordinates of a row a lane sums: 2 of each 16
   static constexpr int kStride = (kDim + 31) / 32 * 32 + 16;  // of staged rows, in floats
-  static constexpr bool kQueriesInShared = kTiles == 4;       // beside 16 rows of sums
-  static constexpr int kQueryBytes =
-      kQueriesInShared ? kTiles * ((kQueryWords + 1) / 2) * 32 * 16 : 0;  // a warp
+  static constexpr int kQueryBytes = 0;                       // they are in registers
   // A part: what was summed of a row tile, [rows][kPartStride]: values (kRowFloats), maximum, sum of weights.
   static constexpr int kPartStride = (kDim + 31) / 32 * 32 + 8;
   static constexpr int kPartFloats = kTileTotal * kPartStride;
-  static_assert(kDim % 16 == 0 && kWarps % kSharing == 0 && kTileTotal <= kMostTileRows);
+  static_assert(kDim % 16 == 0 && kTileTotal <= kMostTileRows);
 };
 
 // The magnitudes of 4-bit codes, or all values of 2- and 3-bit ones, as the bytes that PRMT chooses from.

@@ -72,13 +72,13 @@ __device__ __forceinline__ void add_weights(const OperandA& weights, float (&sum
 }
 
 // Scores, as products of codes, to weights times value scales. Slots [begin, end) of the page are its own
-// (the fringe holds the others); `position` is slot 0's.
+// (the fringe holds the others); `position` is slot 0's. plain: every row sees all of them, and no softcap.
 template <class S>
 __device__ __forceinline__ void weigh_wide(const Params& p, const std::uint8_t* page, int token,
                                            const Queries<S>& queries,
                                            const float (&about_centre)[S::kBlocks][2], int position,
-                                           int begin, int end, WideScores<S>& c, Running<S>& running,
-                                           WideWeights<S>& out) {
+                                           int begin, int end, bool plain, WideScores<S>& c,
+                                           Running<S>& running, WideWeights<S>& out) {
   const int q = static_cast<int>(threadIdx.x & 3);
   // Scales of tokens 32 i + h + 2 q + 8 x + 16 e are halves 4 i + x + 2 e of word 2 q + h.
   std::uint32_t value_scales[4];  // tile 2 h + x: (e = 0, e = 1)
@@ -116,16 +116,15 @@ __device__ __forceinline__ void weigh_wide(const Params& p, const std::uint8_t* 
           x = fmaf(x, scales[j][e], centred[j][e] ? with : without);
         }
     }
-  if (capped) {
+  if (!plain) {
+    if (capped) {
 #pragma unroll
-    for (int b = 0; b < S::kBlocks; ++b)
+      for (int b = 0; b < S::kBlocks; ++b)
 #pragma unroll
-      for (int j = 0; j < 4; ++j)
+        for (int j = 0; j < 4; ++j)
 #pragma unroll
-        for (int k = 0; k < 4; ++k) c[b][j][k] = soft_cap(c[b][j][k], p.cap) - running.reference[b][k / 2];
-  }
-  if (begin > 0 || end < kPageTokens || queries.lowest_of_all != queries.highest_of_all ||
-      queries.highest_of_all > position) {
+          for (int k = 0; k < 4; ++k) c[b][j][k] = soft_cap(c[b][j][k], p.cap) - running.reference[b][k / 2];
+    }
 #pragma unroll
     for (int j = 0; j < 4; ++j)
 #pragma unroll
@@ -162,7 +161,8 @@ __device__ __forceinline__ void weigh_wide(const Params& p, const std::uint8_t* 
     return static_cast<float>(max(static_cast<int>(bits >> 10) - 14, 0));
   };
   const bool spoiled = top > 0x7c00u;
-  if (__any_sync(~0u, spoiled || most + log2_above(top) > kHighest) || running.open) {
+  if (__any_sync(~0u, static_cast<int>(spoiled) | static_cast<int>(most + log2_above(top) > kHighest) |
+                          static_cast<int>(running.open))) {
     if (__any_sync(~0u, spoiled)) {  // a NaN token: rows that see it become NaN, for others its value is 0
 #pragma unroll
       for (int j = 0; j < 4; ++j)

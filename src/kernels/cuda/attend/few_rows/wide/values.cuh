@@ -45,6 +45,9 @@ __device__ __forceinline__ void attend_page(const Params& p, const WideTables& t
                                             const Queries<S>& queries, Running<S>& running) {
   float about_centre[S::kBlocks][2];
   wide_centre_scores<S>(p, page, queries, about_centre);
+  const bool plain =
+      !__any_sync(~0u, p.cap > 0 || begin > 0 || end < kPageTokens || queries.highest_of_all > position ||
+                           queries.lowest_of_all != queries.highest_of_all);
 #pragma unroll 1
   for (int token = 0; token < kPageTokens; token += kWideStep) {
     WideScores<S> scores;
@@ -52,7 +55,8 @@ __device__ __forceinline__ void attend_page(const Params& p, const WideTables& t
     with_bits(p.a.pages.format.k_bits, [&](auto bits) {
       add_wide_plane<S, bits.value, 0>(page, token, tables.keys, queries, scores);
     });
-    weigh_wide<S>(p, page, token, queries, about_centre, position, begin, end, scores, running, weights);
+    weigh_wide<S>(p, page, token, queries, about_centre, position, begin, end, plain, scores, running,
+                  weights);
     add_wide_values<S>(p, tables, page, token, weights, running);
   }
 }
