@@ -57,7 +57,8 @@ def test_a_planted_bias_is_as_large_as_told_and_moves_the_model_little(tokens):
 def test_the_papers_codec_breaks_under_a_stress_and_the_recipe_does_not(stress, tokens):
     model = stressed(stress)
     reference = logits(model, tokens, None)
-    kl = {name: summary(compare(reference, logits(model, tokens, Study(code)), tokens))["kl"] for name, code in (("paper", paper.mse(4, 4)), ("ours", Recipe(4, 4)))}
+    studies = {"paper": Study(paper.mse(4, 4)), "ours": Study(Recipe(4, 4))}
+    kl = {name: summary(compare(reference, logits(model, tokens, study), tokens))["kl"] for name, study in studies.items()}
     assert kl["ours"] < 0.2 * kl["paper"], kl
 
 

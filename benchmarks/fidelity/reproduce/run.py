@@ -11,7 +11,9 @@ from fidelity.reproduce import distortion, needle, recall
 from fidelity.variants import Context, variants
 from turboquant.benchmark.models import Subject
 
-NEEDLE_VARIANTS = (None, "recipe 4/4 fringe 4+28", "recipe 3/3 fringe 4+28", "recipe 2/2 fringe 4+28", "recipe 4/4", "recipe 2/2", "paper MSE 4/4", "paper MSE 2/2")
+NEEDLE_VARIANTS = (
+    None, "recipe 4/4 fringe 4+28", "recipe 3/3 fringe 4+28", "recipe 2/2 fringe 4+28", "recipe 4/4", "recipe 2/2", "paper MSE 4/4", "paper MSE 2/2",
+)  # fmt: skip
 
 
 def run(parts: list[str], subject: Subject, facts: dict, path: Path, lengths: list[int], depths: list[float], say: Callable[[str], None]) -> None:
