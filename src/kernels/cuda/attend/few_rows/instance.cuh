@@ -8,11 +8,17 @@
 // The kernels of one head_dim.
 namespace turboquant::kernels::cuda::few_rows {
 
-// Calls f with the Shape of a config. The configs are those that few_rows.cc chooses from.
+// Calls f with the Shape of a config. The configs are those that few_rows.cc chooses from. Decoding from keys
+// and values of one width has a kernel of its own: without the other widths' code, a page takes less time.
 template <int kDim, class F>
-auto with_shape(const Config& config, F f) {
-  if (config.tiles == 1) return f(Shape<kDim, 1>{});
-  if (config.tiles == 2) return f(Shape<kDim, 2>{});
+auto with_shape(const Config& config, const PageFormat& format, F f) {
+  if (config.tiles == 1) {
+    if (format.k_bits != format.v_bits) return f(Shape<kDim, 1, 0>{});
+    if (format.k_bits == 4) return f(Shape<kDim, 1, 4>{});
+    if (format.k_bits == 3) return f(Shape<kDim, 1, 3>{});
+    return f(Shape<kDim, 1, 2>{});
+  }
+  if (config.tiles == 2) return f(Shape<kDim, 2, 0>{});
   if constexpr (kDim <= 128) {  // sums of 32 rows fit a warp's registers
     if (config.tiles == 8) return f(WideShape<kDim, 32, 1>{});
   } else {
@@ -23,7 +29,7 @@ auto with_shape(const Config& config, F f) {
 
 template <int kDim>
 Footprint footprint(const Config& config, int sequences) {
-  return with_shape<kDim>(config, [&](auto shape) {
+  return with_shape<kDim>(config, PageFormat{kDim, 4, 4}, [&](auto shape) {
     using S = decltype(shape);
     return Footprint{SharedLayout<S>::fixed_bytes(sequences), S::kStreams, S::kPartFloats};
   });
@@ -31,7 +37,7 @@ Footprint footprint(const Config& config, int sequences) {
 
 template <int kDim>
 Status launch_config(const Config& config, const Params& params, int shared_bytes, const Context& context) {
-  return with_shape<kDim>(config, [&](auto shape) {
+  return with_shape<kDim>(config, params.a.pages.format, [&](auto shape) {
     using S = decltype(shape);
     return launch({.name = "attend (few_rows)",
                    .grid = dim3(static_cast<unsigned>(params.ctas_per_head),

@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_c
                shared_address(barriers + (kWarps + stream) * kMaxStages),
                in_stream == 0};
   ring.init();
-  if (threadIdx.x <= S::kStreams) records[threadIdx.x].end = 0;
+  if (threadIdx.x <= S::kStreams) records[threadIdx.x].rows = 0;
   if (!p.a.settled) {
     wait_for_previous_kernel();
     let_next_kernel_start();
@@ -86,37 +86,40 @@ __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_c
   ring.end = uniform(cta.stream_begin(stream + 1));
   ring.look_up();
   int ahead = p.stages;  // copies to start before the first page is used
+  Sequence sequence{};
+  Segment segment{};
+  if (ring.begin < ring.end) segment = segment_of<S>(p, sums, ring.begin, sequence);
   if (p.a.settled) {
     ring.issue();  // while the previous kernel still runs; the others would delay the queries
     --ahead;
-    if (ring.begin < ring.end) {
-      Sequence sequence;
-      const Segment segment = segment_of<S>(p, sums, ring.begin, sequence);
-      const int first_row = segment.tile * S::kTileTotal + in_stream * S::kRows;
-      const int tile = S::kWide ? stream % (S::kRows / kTileRows) : 0;  // most likely
-      prefetch_tile<S>(p, sequence, first_row + tile * kTileRows, kv_head);
-    }
+    const int first_row = segment.tile * S::kTileTotal + in_stream * S::kRows;
+    const int tile = S::kWide ? stream % (S::kRows / kTileRows) : 0;  // most likely
+    prefetch_rows<S>(p, sequence, first_row + tile * kTileRows, kv_head);
+  }
+  if (ring.begin < ring.end && in_stream == 0) note_segment<S>(cta, segment, sequence, stream, lane);
+  if (p.a.settled) {
     wait_for_previous_kernel();
     let_next_kernel_start();
   }
 
-  if constexpr (S::kWide) {
-    if (ring.begin >= ring.end) {  // in no team
-      __syncthreads();
-      __syncthreads();
-    }
+  if (ring.begin >= ring.end) {  // in no team
+#pragma unroll
+    for (int i = 0; i < S::kTeamBarriers; ++i) __syncthreads();
   }
   const auto tables = tables_of<S>(p.a.pages.format);
   Running<S> running;
   bool keeps_part = false;
 #pragma unroll 1
   for (int unit = ring.begin; unit < ring.end;) {
-    Sequence sequence;
-    const Segment segment = segment_of<S>(p, sums, unit, sequence);
+    const bool first = unit == ring.begin;
+    if (!first) {
+      segment = segment_of<S>(p, sums, unit, sequence);
+      if (in_stream == 0) note_segment<S>(cta, segment, sequence, stream, lane);
+    }
     const int first_row = segment.tile * S::kTileTotal + in_stream * S::kRows;
     Queries<S> queries;
-    const Team team = S::kWide && unit == ring.begin ? first_team<S>(cta, segment, stream, in_stream)
-                                                     : Team{warp, 0, 1, false};
+    const Team team = S::kTeamBarriers > 0 && first ? first_team<S>(cta, segment, stream, in_stream)
+                                                    : Team{warp, 0, 1, false};
     queries.shared = reinterpret_cast<uint4*>(queries_shared + team.slot * S::kQueryBytes);
     RawRows<S::kDim, kTileRows> rows;
     load_tile<S>(p, sequence, first_row + team.member * kTileRows, kv_head, rows);
@@ -139,16 +142,10 @@ __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_c
       }
       ring.release(k >= pages);
     }
-    const Ending ending{sequence.first_token, sequence.tokens * p.group, sequence.length, sequence.start};
-    if (segment.begin >= ring.begin && segment.end <= ring.end) {
-      finish_alone<S>(p, ending, first_row, kv_head, signs + S::kDim, staged, running);
-      continue;
-    }
-    const bool goes_on = segment.end > ring.end, earlier_cta = segment.begin < cta_begin;
-    if (in_stream == 0 && lane == 0 && (earlier_cta ? stream == 0 : goes_on && segment.begin >= ring.begin))
-      records[earlier_cta ? S::kStreams : stream] = {segment.begin, segment.end, segment.tile * S::kTileTotal,
-                                                     ending, 0};
-    if (segment.end < ring.end) store_part<S>(p, running, in_stream * S::kRows, cta.first_part(stream));
+    if (segment.begin >= ring.begin && segment.end <= ring.end)
+      finish_alone<S>(p, {sequence.first_token, sequence.tokens * p.group, sequence.length, sequence.start},
+                      first_row, kv_head, signs + S::kDim, staged, running);
+    else if (segment.end < ring.end) store_part<S>(p, running, in_stream * S::kRows, cta.first_part(stream));
     else keeps_part = true;
   }
   if constexpr (S::kSharing > 1) __syncthreads();  // the ring is free only when all its warps have read it

@@ -8,13 +8,19 @@
 namespace turboquant::kernels::cuda::few_rows {
 
 // What is known, in shared memory, of a segment that several streams share: record s is of one that begins in
-// stream s and goes on after it, record kStreams of one that an earlier CTA began.
+// stream s and goes on after it, record kStreams of one that an earlier CTA began. Written when a stream
+// comes to the segment, so that nothing is left to be found out at the end.
 struct Record {
-  int begin, end;  // the segment's units; end 0: there is no such segment
-  int first_row;   // of its sequence
+  int rows;         // of the tile; 0: there is no such segment
+  int first_row;    // of its sequence
+  int streams;      // of this CTA that have parts
+  int first_cta;    // of those that do
+  int ctas;         // 1: this one does all of it
+  bool tail_first;  // the last stream's part is its first_part: it went on with another segment
   Ending ending;
-  int unused;
 };
+
+static_assert(sizeof(Record) == kRecordBytes);
 
 // What a CTA knows when its streams are done.
 template <class S>
@@ -109,6 +115,30 @@ __device__ __forceinline__ Merged<S> merge_row(int row, int count, PartAt part_a
   return out;
 }
 
+// A stream has come to a segment of its sequence: notes what the merge will ask.
+template <class S>
+__device__ __forceinline__ void note_segment(const Cta<S>& cta, const Segment& segment,
+                                             const Sequence& sequence, int stream, int lane) {
+  const bool earlier_cta = segment.begin < cta.begin;
+  const int stream_end = cta.stream_begin(stream + 1);
+  if (earlier_cta ? stream > 0 : segment.begin < cta.stream_begin(stream) || segment.end <= stream_end)
+    return;
+  const int to = min(segment.end, cta.end);
+  const int after = __popc(__ballot_sync(~0u, lane < S::kStreams && cta.stream_begin(lane) < to));
+  const int rows = sequence.tokens * cta.p.group, first_row = segment.tile * S::kTileTotal;
+  const int first_cta = earlier_cta ? cta.ctas.part_of(segment.begin) : cta.index;
+  const int last_cta = segment.end <= cta.end ? cta.index : cta.ctas.part_of(segment.end - 1);
+  if (lane == 0)
+    cta.records[earlier_cta ? S::kStreams : stream] = {
+        min(rows - first_row, S::kTileTotal),
+        first_row,
+        after - (earlier_cta ? 0 : stream),
+        first_cta,
+        last_cta + 1 - first_cta,
+        to < cta.stream_begin(after),
+        {sequence.first_token, rows, sequence.length, sequence.start}};
+}
+
 // Row `row` of a segment: the sum of its streams' parts is its output where this CTA did all of it. Else it
 // is this CTA's part, and whoever leaves the last part of the row adds all of them. `first`: the stream that
 // has the segment's first units here.
@@ -117,23 +147,17 @@ __device__ __forceinline__ void merge_segment_row(const Cta<S>& cta, const Recor
                                                   bool begins_here, int row) {
   const Params& p = cta.p;
   const int lane = static_cast<int>(threadIdx.x & 31);
-  const int begin = segment.begin, end = segment.end;
-  const bool whole = begins_here && end <= cta.end;
-  const int streams_after =
-      __popc(__ballot_sync(~0u, lane < S::kStreams && cta.stream_begin(lane) < min(end, cta.end)));
-  const int first_cta = begins_here ? cta.index : cta.ctas.part_of(begin);
-  const int ctas = whole ? 1 : cta.ctas.part_of(end - 1) + 1 - first_cta;
-  bool of_ctas = false;  // whose parts are added
+  int count = segment.streams;
+  bool all = segment.ctas == 1, of_ctas = false;  // nothing else is to be added; parts are those of CTAs
   Own<S, 1> own;
 #pragma unroll 1
   for (;;) {
-    if (whole || of_ctas) own.ask(p, segment.ending, segment.first_row + row, cta.kv_head);
-    const int count = of_ctas ? ctas : streams_after - first;
+    if (all) own.ask(p, segment.ending, segment.first_row + row, cta.kv_head);
     Merged<S> merged = merge_row<S>(row, count, [&](int k) {
-      if (of_ctas) return cta.cta_part(first_cta + k, k == 0);
-      return end >= cta.stream_begin(first + k + 1) ? cta.last_part(first + k) : cta.first_part(first + k);
+      if (of_ctas) return cta.cta_part(segment.first_cta + k, k == 0);
+      return segment.tail_first && k == count - 1 ? cta.first_part(first + k) : cta.last_part(first + k);
     });
-    if (whole || of_ctas) {
+    if (all) {
       finish_rows<S, 1>(p, segment.ending, own, segment.first_row + row, cta.kv_head, cta.signs,
                         merged.values, cta.staged, merged.maximum, merged.sum);
       return;
@@ -144,8 +168,9 @@ __device__ __forceinline__ void merge_segment_row(const Cta<S>& cta, const Recor
       out.maximum(row) = merged.maximum;
       out.sum(row) = merged.sum;
     }
-    of_ctas = cta.is_last(first_cta, row, ctas);
-    if (!of_ctas) return;
+    count = segment.ctas;
+    if (!cta.is_last(segment.first_cta, row, count)) return;
+    all = of_ctas = true;
   }
 }
 
@@ -154,22 +179,17 @@ __device__ __forceinline__ void merge_segment_row(const Cta<S>& cta, const Recor
 template <class S>
 __device__ __forceinline__ void merge(const Cta<S>& cta) {
   const int warp = uniform(static_cast<int>(threadIdx.x >> 5)), lane = static_cast<int>(threadIdx.x & 31);
-  const auto has_row = [&](const Record& record) {
-    return lane < S::kTileTotal && record.first_row + lane < record.ending.rows;
-  };
   // Lane r: whether this warp has a row r to do.
-  const int place = (warp - lane) & (kWarps - 1), stream = place / S::kSharing;
-  const Record& begun = cta.records[stream];
-  std::uint32_t rows = __ballot_sync(~0u, place % S::kSharing == 0 && begun.end > 0 && has_row(begun));
-  const Record& earlier = cta.records[S::kStreams];
-  std::uint32_t earlier_rows =
-      __ballot_sync(~0u, (warp - lane - kWarps / 2) % kWarps == 0 && earlier.end > 0 && has_row(earlier));
+  const int place = (warp - lane) & (kWarps - 1);
+  const int begun_rows = cta.records[place / S::kSharing].rows, earlier_rows = cta.records[S::kStreams].rows;
+  std::uint32_t begun = __ballot_sync(~0u, place % S::kSharing == 0 && lane < begun_rows);
+  std::uint32_t earlier = __ballot_sync(~0u, place == kWarps / 2 && lane < earlier_rows);
 #pragma unroll 1
-  while ((rows | earlier_rows) != 0) {
-    const bool begins_here = rows != 0;
-    const int row = __ffs(static_cast<int>(begins_here ? rows : earlier_rows)) - 1;
-    if (begins_here) rows &= rows - 1;
-    else earlier_rows &= earlier_rows - 1;
+  while ((begun | earlier) != 0) {
+    const bool begins_here = begun != 0;
+    const int row = __ffs(static_cast<int>(begins_here ? begun : earlier)) - 1;
+    if (begins_here) begun &= begun - 1;
+    else earlier &= earlier - 1;
     const int first = begins_here ? ((warp - row) & (kWarps - 1)) / S::kSharing : 0;
     merge_segment_row<S>(cta, cta.records[begins_here ? first : S::kStreams], first, begins_here, row);
   }

@@ -59,81 +59,114 @@ __device__ __forceinline__ void load_tile(const Params& p, const Sequence& seque
   out.load(p.a.query, at);
 }
 
-// Brings a tile's rows into the L2, where the previous kernel may still write them.
+// Brings a tile's rows and the sequence's first own token into the L2, where the previous kernel may still
+// write them.
 template <class S>
-__device__ __forceinline__ void prefetch_tile(const Params& p, const Sequence& sequence, int first_row,
+__device__ __forceinline__ void prefetch_rows(const Params& p, const Sequence& sequence, int first_row,
                                               int kv_head) {
   constexpr int kLines = (2 * S::kDim + 127) / 128;  // of a row
-  const int lane = static_cast<int>(threadIdx.x & 31), row = first_row + lane / kLines,
-            token = divide(row, p.group_inverse);
-  if (lane >= kTileRows * kLines || row >= sequence.tokens * p.group) return;
-  const std::int64_t at =
-      row_at(p.a.query, sequence.first_token + token, kv_head * p.group + row - token * p.group);
-  prefetch_l2(static_cast<const std::uint8_t*>(p.a.query.data) + 2 * at + lane % kLines * 128);
+  const int lane = static_cast<int>(threadIdx.x & 31), which = lane / kLines, row = first_row + which;
+  const Rows* from = &p.a.query;
+  std::int64_t at = -1;
+  if (which < kTileRows) {
+    const int token = divide(row, p.group_inverse);
+    if (row < sequence.tokens * p.group)
+      at = row_at(p.a.query, sequence.first_token + token, kv_head * p.group + row - token * p.group);
+  } else if (which < kTileRows + 2 && p.a.keys.data != nullptr) {
+    from = which == kTileRows ? &p.a.keys : &p.a.values;
+    at = row_at(*from, sequence.first_token, kv_head);
+  }
+  if (at >= 0) prefetch_l2(static_cast<const std::uint8_t*>(from->data) + 2 * at + lane % kLines * 128);
 }
 
-// first_row: the warp's first row of the sequence; rows_of_tile: its first tile. signs: of the head, in
-// shared memory. staged: [4][kStride] floats of this warp.
+// Rows as 16-bit integers in shared memory, with 128 added so that the high byte is rounded: q's, then -q's.
+// The largest of a row, in the padding behind it, is what 32,639 stands for.
 template <Narrow S>
-__device__ __forceinline__ void make_queries(const Params& p, const Sequence& sequence, int first_row,
-                                             int kv_head, const Team&,
-                                             RawRows<S::kDim, kTileRows>& rows_of_tile, const float* signs,
-                                             float* staged, Queries<S>& out) {
-  constexpr int kShortStride = S::kDim + 16;
-  static_assert(2 * kShortStride * 2 <= S::kStride * 4);
-  const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
-  const int rows = sequence.tokens * p.group;
+struct RoundedRows {
+  static constexpr int kStride = S::kDim + 16;
+  static_assert(2 * kTileRows * kStride * 2 <= kTileRows * S::kStride * 4);
+  std::int16_t* data;
+  __device__ std::int16_t* row(int r) const { return data + r * kStride; }
+  __device__ std::int16_t* minus_row(int r) const { return row(kTileRows + r); }
+  __device__ float& largest(int r) const { return *reinterpret_cast<float*>(row(r) + S::kDim); }
+};
+
+// Rotates and rounds a tile's rows. signs: of the head, in shared memory.
+template <Narrow S>
+__device__ __forceinline__ void round_tile(const Params& p, const RawRows<S::kDim, kTileRows>& raw,
+                                           const float* signs, float* staged) {
+  const int lane = static_cast<int>(threadIdx.x & 31);
   float signs_here[kEach<S::kDim>];
   load_signs<S::kDim>(signs, signs_here);
+  RowsInLanes<S::kDim, kTileRows> x;
+#pragma unroll
+  for (int r = 0; r < kTileRows; ++r)
+#pragma unroll
+    for (int i = 0; i < kEach<S::kDim>; ++i)
+      x[r][i] = raw.get(p.a.query.dtype == DType::kF16, r, i) * signs_here[i];
+  hadamard<S::kDim, kTileRows, false>(x, p.a.basis.base_matrix, staged, S::kStride);
+  const RoundedRows<S> out{reinterpret_cast<std::int16_t*>(staged)};
+#pragma unroll
+  for (int r = 0; r < kTileRows; ++r) {
+    std::uint32_t bits = 0;  // as bits, so that a NaN is the largest
+#pragma unroll
+    for (int i = 0; i < kEach<S::kDim>; ++i)
+      if (has<S::kDim>(i)) bits = max(bits, __float_as_uint(x[r][i]) & 0x7fffffffu);
+    const float largest = __uint_as_float(__reduce_max_sync(~0u, bits));
+    if (lane == 0) out.largest(r) = largest;
+    const float to_integer = __fdiv_rn(32639.0f, fmaxf(largest, 1e-30f));
+#pragma unroll
+    for (int i = 0; i < kEach<S::kDim>; ++i) {
+      if (!has<S::kDim>(i)) continue;
+      const int integer = __float2int_rn(x[r][i] * to_integer);
+      out.row(r)[lane + 32 * i] = static_cast<std::int16_t>(128 + integer);
+      out.minus_row(r)[lane + 32 * i] = static_cast<std::int16_t>(128 - integer);
+    }
+  }
+}
+
+// Takes a rounded tile as operands; row: of the sequence, the tile's first.
+template <Narrow S>
+__device__ __forceinline__ void take_tile(const Params& p, const Sequence& sequence, int tile, int first_row,
+                                          const float* staged, Queries<S>& out) {
+  const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
+  const RoundedRows<S> rows{reinterpret_cast<std::int16_t*>(const_cast<float*>(staged))};
+  const std::int16_t *mine = rows.row(g >> 1) + 4 * q, *minus = rows.minus_row(g >> 1) + 4 * q;
+  const bool low = (g & 1) != 0;
+#pragma unroll
+  for (int w = 0; w < S::kQueryWords; ++w) {
+    out.words[tile][w] = query_bytes(*reinterpret_cast<const uint2*>(mine + 16 * w), low);
+    out.negated[tile][w] = query_bytes(*reinterpret_cast<const uint2*>(minus + 16 * w), low);
+  }
+  const int row = first_row + tile * kTileRows + q, token = divide(row, p.group_inverse);
+  const int lowest =
+      p.a.window > 0 ? max(sequence.start, sequence.length + token - p.a.window + 1) : sequence.start;
+  out.unit[tile] = rows.largest(q) * (p.query_unit / 32639.0f);
+  out.lowest[tile] = row < sequence.tokens * p.group ? lowest : INT_MAX;
+  out.lowest_of_all = min(out.lowest_of_all, out.lowest[tile]);
+  out.highest_of_all = max(out.highest_of_all, lowest);
+}
+
+// Makes a warp's queries, by tiles through its staged rows; first_row: of the sequence. raw: the first tile.
+// A team's first member does it for all.
+template <Narrow S>
+__device__ __forceinline__ void make_queries(const Params& p, const Sequence& sequence, int first_row,
+                                             int kv_head, const Team& team, RawRows<S::kDim, kTileRows>& raw,
+                                             const float* signs, float* staged, Queries<S>& out) {
   out.lowest_of_all = INT_MAX;
   out.highest_of_all = 0;
 #pragma unroll
   for (int tile = 0; tile < S::kTiles; ++tile) {
-    RowsInLanes<S::kDim, kTileRows> x;
-    if (tile > 0) load_tile<S>(p, sequence, first_row + tile * kTileRows, kv_head, rows_of_tile);
-#pragma unroll
-    for (int r = 0; r < kTileRows; ++r)
-#pragma unroll
-      for (int i = 0; i < kEach<S::kDim>; ++i)
-        x[r][i] = rows_of_tile.get(p.a.query.dtype == DType::kF16, r, i) * signs_here[i];
-    hadamard<S::kDim, kTileRows, false>(x, p.a.basis.base_matrix, staged, S::kStride);
-    float scores = 0;  // the largest of row q
-    auto* shorts = reinterpret_cast<std::int16_t*>(staged);
-#pragma unroll
-    for (int r = 0; r < kTileRows; ++r) {
-      std::uint32_t bits = 0;  // as bits, so that a NaN is the largest
-#pragma unroll
-      for (int i = 0; i < kEach<S::kDim>; ++i)
-        if (has<S::kDim>(i)) bits = max(bits, __float_as_uint(x[r][i]) & 0x7fffffffu);
-      const float largest = __uint_as_float(__reduce_max_sync(~0u, bits));
-      if (r == q) scores = largest;
-      const float to_integer = __fdiv_rn(32639.0f, fmaxf(largest, 1e-30f));
-#pragma unroll
-      for (int i = 0; i < kEach<S::kDim>; ++i) {
-        if (!has<S::kDim>(i)) continue;
-        const int integer = __float2int_rn(x[r][i] * to_integer);
-        shorts[r * kShortStride + lane + 32 * i] = static_cast<std::int16_t>(128 + integer);
-        shorts[(kTileRows + r) * kShortStride + lane + 32 * i] = static_cast<std::int16_t>(128 - integer);
-      }
+    if (tile > 0) {
+      __syncwarp();
+      load_tile<S>(p, sequence, first_row + tile * kTileRows, kv_head, raw);
     }
-    __syncwarp();
-    const std::int16_t* mine = shorts + (g >> 1) * kShortStride + 4 * q;
-#pragma unroll
-    for (int w = 0; w < S::kQueryWords; ++w) {
-      const bool low = (g & 1) != 0;
-      out.words[tile][w] = query_bytes(*reinterpret_cast<const uint2*>(mine + 16 * w), low);
-      out.negated[tile][w] =
-          query_bytes(*reinterpret_cast<const uint2*>(mine + kTileRows * kShortStride + 16 * w), low);
-    }
-    __syncwarp();
-    const int row = first_row + tile * kTileRows + q, token = divide(row, p.group_inverse);
-    const int lowest =
-        p.a.window > 0 ? max(sequence.start, sequence.length + token - p.a.window + 1) : sequence.start;
-    out.unit[tile] = scores * (p.query_unit / 32639.0f);
-    out.lowest[tile] = row < rows ? lowest : INT_MAX;
-    out.lowest_of_all = min(out.lowest_of_all, out.lowest[tile]);
-    out.highest_of_all = max(out.highest_of_all, lowest);
+    if (team.member == 0) round_tile<S>(p, raw, signs, staged);
+    if (team.all) __syncthreads();
+    else __syncwarp();
+    take_tile<S>(p, sequence, tile, first_row, staged - team.member * kTileRows * S::kStride, out);
   }
+  __syncwarp();
   out.lowest_of_all = __reduce_min_sync(~0u, out.lowest_of_all);
   out.highest_of_all = __reduce_max_sync(~0u, out.highest_of_all);
 }

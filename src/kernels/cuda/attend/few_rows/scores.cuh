@@ -189,8 +189,8 @@ __device__ __forceinline__ void step_scores(const Params& p, const Tables& table
                                             const float (&about_centre)[S::kTiles],
                                             float (&scores)[S::kTiles][S::kScores]) {
   int c[S::kStep / 16][S::kTiles][4];
-  with_bits(p.a.pages.format.k_bits,
-            [&](auto bits) { add_plane<S, bits.value, 0>(page, token, tables.keys, queries, c); });
+  with_bits<S>(p.a.pages.format.k_bits,
+               [&](auto bits) { add_plane<S, bits.value, 0>(page, token, tables.keys, queries, c); });
   float scales[S::kScores];
   load_scales<S>(page + p.k_scales, token, scales);
 #pragma unroll

@@ -15,13 +15,15 @@ concept Narrow = !S::kWide;  // up to 8 rows: int8 tensor cores
 template <class S>
 concept Wide = S::kWide;  // 16 or 32: wide/shape.cuh
 
-// kTiles: column tiles of 4 rows a warp computes, 1 or 2.
-template <int kHeadDim, int kTiles_>
+// kTiles: column tiles of 4 rows a warp computes, 1 or 2. kBits_: the width of all codes, 0 where the format
+// says it.
+template <int kHeadDim, int kTiles_, int kBits_>
 struct Shape {
   static constexpr bool kWide = false;
   static constexpr int kDim = kHeadDim;
-  static constexpr int kTiles = kTiles_;
-  static constexpr int kSharing = 1, kStreams = kWarps;  // a warp reads a stream of pages
+  static constexpr int kTiles = kTiles_, kBits = kBits_;
+  static constexpr int kTeamBarriers = kTiles == 1 ? 1 : 0;  // queries.cuh
+  static constexpr int kSharing = 1, kStreams = kWarps;      // a warp reads a stream of pages
   static constexpr int kStep =
       kTiles == 1 || kDim <= 128 ? 64 : 32;         // tokens whose scores are in registers at once
   static constexpr int kScores = kStep / 8;         // of a row that a lane has in a step
@@ -79,24 +81,26 @@ __device__ __forceinline__ Tables tables_of(const PageFormat& format) {
   return {in_registers(choose(format.k_bits, kKeys)), in_registers(choose(format.v_bits, kValues))};
 }
 
+inline constexpr int kRecordBytes = 40;  // merge.cuh
+
 // A dynamic shared memory block, cut into: rings, queries, staged rows, barriers, signs,
 // records, sums of units.
 template <class S>
 struct SharedLayout {
-  static constexpr int kRecordInts = (S::kStreams + 1) * 8;  // merge.cuh
   static constexpr int staged_bytes() { return kWarps * kTileRows * S::kStride * 4; }
   static constexpr int barrier_bytes() { return kWarps * kMaxStages * 2 * 8; }
   static constexpr int fixed_bytes(int sequences) {
-    return kWarps * S::kQueryBytes + staged_bytes() + barrier_bytes() +
-           (2 * S::kDim + kRecordInts + sequences + 1) * 4;
+    return kWarps * S::kQueryBytes + staged_bytes() + barrier_bytes() + (2 * S::kDim + sequences + 1) * 4 +
+           (S::kStreams + 1) * kRecordBytes;
   }
   static constexpr int ring_bytes(int stages, int slot_bytes) { return S::kStreams * stages * slot_bytes; }
 };
 
-// Calls f with the width of a page's codes as a constant: one branch a page, the same for all warps.
-template <class F>
+// Calls f with the width of a page's codes as a constant: one branch a page at most, the same for all warps.
+template <class S, class F>
 __device__ __forceinline__ void with_bits(int bits, F f) {
-  if (bits == 4) f(std::integral_constant<int, 4>{});
+  if constexpr (S::kBits != 0) f(std::integral_constant<int, S::kBits>{});
+  else if (bits == 4) f(std::integral_constant<int, 4>{});
   else if (bits == 3) f(std::integral_constant<int, 3>{});
   else f(std::integral_constant<int, 2>{});
 }

@@ -83,7 +83,7 @@ __device__ __forceinline__ void add_value_block(const std::uint8_t* area, const 
 template <class S>
 __device__ __forceinline__ void add_values(const Params& p, const Tables& tables, const std::uint8_t* page,
                                            int token, const Weights<S>& weights, Running<S>& running) {
-  with_bits(p.a.pages.format.v_bits, [&](auto bits) {
+  with_bits<S>(p.a.pages.format.v_bits, [&](auto bits) {
     const std::uint8_t* area = page + p.v_codes;
 #pragma unroll
     for (int block = 0; block < S::kDim / 32; ++block)

@@ -28,7 +28,7 @@ template <class S>
 __device__ __forceinline__ void add_wide_values(const Params& p, const WideTables& tables,
                                                 const std::uint8_t* page, int token,
                                                 const WideWeights<S>& weights, Running<S>& running) {
-  with_bits(p.a.pages.format.v_bits, [&](auto bits) {
+  with_bits<S>(p.a.pages.format.v_bits, [&](auto bits) {
     const std::uint8_t* area = page + p.v_codes;
 #pragma unroll
     for (int block = 0; block < S::kDim / 32; ++block)
@@ -52,7 +52,7 @@ __device__ __forceinline__ void attend_page(const Params& p, const WideTables& t
   for (int token = 0; token < kPageTokens; token += kWideStep) {
     WideScores<S> scores;
     WideWeights<S> weights;
-    with_bits(p.a.pages.format.k_bits, [&](auto bits) {
+    with_bits<S>(p.a.pages.format.k_bits, [&](auto bits) {
       add_wide_plane<S, bits.value, 0>(page, token, tables.keys, queries, scores);
     });
     weigh_wide<S>(p, page, token, queries, about_centre, position, begin, end, plain, scores, running,
