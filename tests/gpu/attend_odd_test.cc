@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // NaN where it must not matter, and where it must; nothing to see; tables and lengths that change.
+#include <array>
+
 #include "expect_attend.h"
 #include "expect_bytes.h"
 
@@ -40,7 +42,7 @@ void poison(World& world) {
 
 TEST(AttendOdd, NeverReadsSlotsBeyondTheLength) {
   for (const int d : {64, 128, 176})
-    for (const std::vector<int>& own : {std::vector{1, 1}, {4, 1}, {50, 2}}) {
+    for (const std::vector<int>& own : {std::vector{1, 1}, {4, 1}, {5, 5}, {9, 10}, {50, 2}}) {
       Shape shape;
       shape.format = {d, 4, 4};
       World world(shape);
@@ -97,9 +99,9 @@ TEST(AttendOdd, GivesNanOnlyToQueriesThatSeeANanTokenOfTheCall) {
 }
 
 TEST(AttendOdd, GivesNanOnlyToQueriesThatSeeANanTokenOfTheHistory) {
-  for (int mode = 0; mode < 8; ++mode) {
+  for (int mode = 0; mode < 16; ++mode) {
     const bool in_fringe = (mode & 1) != 0, in_key = (mode & 2) != 0;
-    const int queries = (mode & 4) != 0 ? 30 : 1;
+    const int queries = std::array{1, 5, 10, 30}[World::n(mode / 4)];
     Shape shape;
     shape.sequences = 2;
     shape.fringe_recent = in_fringe ? 8 : 0;

@@ -61,7 +61,7 @@ TEST(AttendOptions, AgreesWithWindowSoftcapSinksAndPadding) {
     for (const int window : {0, 1, 10, 64, 100, 1000})
       for (const float softcap : {0.0f, 5.0f})
         for (const bool sinks : {false, true})
-          for (const std::vector<int>& own : {std::vector{30, 80}, {1, 1}, {1, 3}})
+          for (const std::vector<int>& own : {std::vector{30, 80}, {1, 1}, {1, 3}, {5, 4}, {9, 10}})
             for (const bool history_only : {false, true}) {
               Options options{.window = window, .softcap = softcap, .history_only = history_only};
               if (sinks) options.sinks = sinks_of(shape);

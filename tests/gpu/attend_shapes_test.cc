@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every kernel's territory: widths, head dims, groups, numbers of queries, batches.
+#include <cmath>
+
 #include "expect_attend.h"
 #include "expect_bytes.h"
 
@@ -150,6 +152,35 @@ TEST(Attend, TakesOwnValuesOfAnyMagnitude) {
     for (std::size_t i = 0; i < got.size(); ++i)  // bf16 has 8 bits
       ASSERT_NEAR(got[i], expected.out[i], largest / 128) << magnitude << ", element " << i;
   }
+}
+
+// Weights are relative to what a row has met so far, values' scales to what they have been.
+TEST(Attend, AgreesWhenScoresAndValuesGrowOrShrinkAlongTheHistory) {
+  for (const bool grow : {true, false})
+    for (const int queries : {1, 2, 5, 10, 40}) {
+      Shape shape;
+      shape.format = {128, 4, 4};
+      World world(shape);
+      for (int step = 0; step < 6; ++step) {
+        const int size = grow ? step : 5 - step;
+        World::Call call = world.random_call({64, 50});
+        for (float& x : call.keys) x *= std::exp2(static_cast<float>(size - 3));
+        for (float& x : call.values) x *= std::pow(10.0f, static_cast<float>(size - 2));
+        world.append(kernels::kReference, call);
+      }
+      World::Call call = world.random_call({queries, queries});
+      for (float& x : call.values) x = 0;
+      round_to(DType::kBF16, call);
+      const World::Attended expected = attend_on_host(world, call);
+      DeviceWorld device(world);
+      const DeviceAttended got = attend_on_device(device, DeviceCall(call, DType::kBF16));
+      const std::vector<float> out = got.out_floats();
+      float largest = 0;
+      for (const float x : expected.out) largest = std::max(largest, std::fabs(x));
+      for (std::size_t i = 0; i < out.size(); ++i)  // bf16 has 8 bits
+        ASSERT_NEAR(out[i], expected.out[i], largest / 128)
+            << (grow ? "growing, " : "shrinking, ") << queries << " queries, " << place(world, i);
+    }
 }
 
 TEST(Attend, AgreesOnALongHistory) {

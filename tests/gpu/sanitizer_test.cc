@@ -18,14 +18,14 @@ Shape small(int head_dim, int k_bits, int v_bits, int fringe) {
 
 TEST(Sanitizer, AttendAtEveryFastHeadDim) {
   for (const int d : {64, 80, 96, 128, 192, 256})
-    for (const auto& own : {std::vector{1, 1}, {3, 0}, {40, 1}})
+    for (const auto& own : {std::vector{1, 1}, {2, 2}, {4, 3}, {8, 7}, {40, 1}})
       expect_attend(small(d, 4, 4, 28), {{130, 5}}, own, "head_dim " + std::to_string(d), DType::kBF16);
 }
 
 TEST(Sanitizer, AttendAtEveryPairOfWidths) {
   for (int k = 2; k <= 4; ++k)
     for (int v = 2; v <= 4; ++v)
-      for (const auto& own : {std::vector{1, 1}, {33, 1}})
+      for (const auto& own : {std::vector{1, 1}, {7, 8}, {33, 1}})
         expect_attend(small(128, k, v, 0), {{70, 1}}, own, std::to_string(k) + "/" + std::to_string(v),
                       DType::kF16);
 }
@@ -43,7 +43,7 @@ TEST(Sanitizer, AttendWithSplitsWindowsAndSinks) {
     shape.max_pages = 24;
     shape.starts = {7, 0};
     const Options options{.window = window, .softcap = 5.0f, .sinks = std::vector<float>(8, 0.5f)};
-    for (const auto& own : {std::vector{1, 1}, {20, 2}})
+    for (const auto& own : {std::vector{1, 1}, {4, 4}, {20, 2}})
       expect_attend(shape, {{1500, 300}}, own, "window " + std::to_string(window), DType::kBF16, options);
   }
 }
