@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 
 from fidelity import tables  # noqa: E402
+from fidelity.reproduce import tables as paper  # noqa: E402
 
 BEGIN, END = "<!-- fidelity runs: written by tools/fidelity_table.py -->\n", "<!-- end of fidelity runs -->\n"
 
@@ -28,8 +29,11 @@ def rendered() -> str:
 
 
 def rendered_in_full() -> str:
-    """docs/fidelity.md's part."""
-    return "".join(f"\n{tables.full(report, '../' + str(path.relative_to(ROOT)))}\n" for path, report in reports())
+    """docs/fidelity.md's part: our comparison, then the paper's experiments."""
+    parts = [tables.full(report, "../" + str(path.relative_to(ROOT))) for path, report in reports()]
+    for path in sorted((ROOT / "benchmarks/results").glob("paper*.json")):
+        parts.append("### The paper's experiments\n\n" + paper.full(json.loads(path.read_text()), "../" + str(path.relative_to(ROOT))))
+    return "".join(f"\n{part}\n" for part in parts)
 
 
 def split(document: str) -> tuple[str, str, str]:
