@@ -96,6 +96,8 @@ __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_c
     const int tile = S::kWide ? stream % (S::kRows / kTileRows) : 0;  // most likely
     prefetch_rows<S>(p, sequence, first_row + tile * kTileRows, kv_head);
   }
+  Team team{warp, 0, 1, false};
+  if (S::kTeamBarriers > 0) team = first_team<S>(cta, segment, stream, in_stream);
   if (ring.begin < ring.end && in_stream == 0) note_segment<S>(cta, segment, sequence, stream, lane);
   if (p.a.settled) {
     wait_for_previous_kernel();
@@ -111,18 +113,17 @@ __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_c
   bool keeps_part = false;
 #pragma unroll 1
   for (int unit = ring.begin; unit < ring.end;) {
-    const bool first = unit == ring.begin;
-    if (!first) {
+    if (unit > ring.begin) {
+      team = {warp, 0, 1, false};
       segment = segment_of<S>(p, sums, unit, sequence);
       if (in_stream == 0) note_segment<S>(cta, segment, sequence, stream, lane);
     }
     const int first_row = segment.tile * S::kTileTotal + in_stream * S::kRows;
     Queries<S> queries;
-    const Team team = S::kTeamBarriers > 0 && first ? first_team<S>(cta, segment, stream, in_stream)
-                                                    : Team{warp, 0, 1, false};
     queries.shared = reinterpret_cast<uint4*>(queries_shared + team.slot * S::kQueryBytes);
     RawRows<S::kDim, kTileRows> rows;
-    load_tile<S>(p, sequence, first_row + team.member * kTileRows, kv_head, rows);
+    if (S::kWide || team.member == 0)
+      load_tile<S>(p, sequence, first_row + team.member * kTileRows, kv_head, rows);
 #pragma unroll 1
     for (; ahead > 0; --ahead) ring.issue();
     make_queries<S>(p, sequence, first_row, kv_head, team, rows, signs, staged, queries);
