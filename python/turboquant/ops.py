@@ -103,7 +103,8 @@ def encode(
     other token notices. The bytes depend on the inputs alone, not on the machine.
 
     ``settled`` (CUDA): True promises that all arguments were complete before the stream's previous kernel
-    began, the `attend` of the same tokens, say. The two may then overlap.
+    began, the `attend` of the same tokens, say. The two may then overlap, and so may the next kernel. In
+    these promises a settled `encode` counts as a part of the kernel before it.
     """
     _call(
         _ops.encode.default, keys, values, token_starts, page_table, lengths, starts, pages, fringe,
@@ -178,7 +179,8 @@ def attend(
     leaves it ready for the next on the same stream; calls that may run at once need one each. None: made
     for this call, which on CUDA costs a memset. ``settled`` (CUDA): True promises that all but query,
     keys and values was complete before the stream's previous kernel began, ``token_starts``, ``starts`` and
-    ``recent_starts`` too; `attend` may then read it while that kernel runs.
+    ``recent_starts`` too; `attend` may then read it while that kernel runs. A settled `encode` counts as a
+    part of the kernel before it.
     """
     return _call(
         _ops.attend.default, query, keys, values, token_starts, pages, page_table, lengths, starts, fringe,

@@ -60,6 +60,12 @@ Result<bool> prepare_kernel(const void* kernel, int device) {
           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
       error != cudaSuccess)
     return device_error("a kernel's shared memory", error).error();
+  // Blocks of kernels that divide an SM's memory differently do not meet on one: an encode could not begin
+  // beside an attend, which takes all of it.
+  if (const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                                     cudaSharedmemCarveoutMaxShared);
+      error != cudaSuccess)
+    return device_error("a kernel's shared memory", error).error();
   const bool waits = limits.value().major >= 9 && attributes.ptxVersion >= 90;
   prepared.emplace(std::pair{kernel, device}, waits);
   return waits;

@@ -40,8 +40,9 @@ struct Launch {
   bool overlap = false;
 };
 
-// Once a kernel and device: lets it use all shared memory of a block. Returns whether the code that runs
-// there has griddepcontrol.wait (sm_90 on): without it a kernel must not start early.
+// Once a kernel and device: lets it use all shared memory of a block, and asks for SMs that offer it. Returns
+// whether the code that runs there has griddepcontrol.wait (sm_90 on): without it a kernel must not start
+// early.
 Result<bool> prepare_kernel(const void* kernel, int device);
 
 template <class... Parameters, class... Arguments>
