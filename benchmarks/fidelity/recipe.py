@@ -18,7 +18,7 @@ from fidelity.codec import Coded, Layer
 from turboquant import ops
 from turboquant.layers import sign_seed
 
-SEARCH = torch.linspace(0.8, 1.2, 9)
+SEARCH = torch.linspace(0.78, 1.2, 8)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,11 @@ namespace turboquant::core {
 
 inline constexpr int kMaxMagnitudes = 8;
 
-// The scale search tries 0.80, 0.85, ..., 1.20 times the vector and keeps the best cosine.
-inline constexpr int kSearchScales = 9;
+// The scale search tries 0.78, 0.84, ..., 1.20 times the vector and keeps the one of least error.
+inline constexpr int kSearchScales = 8;
+static inline constexpr int percent_of_scale(int s) {
+  return 78 + 6 * s;
+}
 
 // A coordinate is coded through its level, floor(64 |x| sqrt(d) / ||x||), clamped to 255: in units of
 // 1/64 of the coordinate's standard deviation. Everything after the level is integer arithmetic.
@@ -28,21 +31,37 @@ struct CodeTable {
   std::uint8_t magnitudes[kMaxMagnitudes];  // ascending
   // thresholds[s][k]: the smallest level that gets a magnitude above k at search scale s
   std::uint8_t thresholds[kSearchScales][kMaxMagnitudes - 1];
+  // centroids[s][k]: magnitude k at search scale s, in half levels: next to 2 level + 1, a cell's middle
+  std::int16_t centroids[kSearchScales][kMaxMagnitudes];
+  int error_shift;  // of a squared distance in half levels
 };
+
+// What a coordinate's level costs at search scale s if it gets magnitude `index`.
+static inline constexpr int search_error(const CodeTable& table, int s, int level, int index) {
+  const int distance = 2 * level + 1 - table.centroids[s][index];
+  return distance * distance >> table.error_shift;
+}
+static inline constexpr int index_of(const CodeTable& table, int s, int level) {
+  int index = 0;
+  while (index + 1 < table.magnitude_count && level >= table.thresholds[s][index]) ++index;
+  return index;
+}
 
 // sigma: standard deviations of a coordinate a table step stands for, where the table's error on the
 // exact law at d = 128 is least. Boundaries are midpoints.
 static inline constexpr CodeTable make_code_table(int bits, int half_steps, double sigma,
                                                   const int (&magnitudes)[kMaxMagnitudes]) {
-  CodeTable table{bits, 1 << (bits - 1), half_steps, {}, {}};
+  CodeTable table{bits, 1 << (bits - 1), half_steps, {}, {}, {}, bits == 2 ? 5 : 4};
   for (int k = 0; k < table.magnitude_count; ++k)
     table.magnitudes[k] = static_cast<std::uint8_t>(magnitudes[k]);
-  for (int s = 0; s < kSearchScales; ++s)
-    for (int k = 0; k + 1 < table.magnitude_count; ++k) {
-      const double boundary = 0.5 * sigma * (magnitudes[k] + magnitudes[k + 1]);
-      const double level = kLevelsPerSigma * boundary * 100 / (80 + 5 * s);
-      table.thresholds[s][k] = static_cast<std::uint8_t>(level + 0.5);
-    }
+  for (int s = 0; s < kSearchScales; ++s) {
+    const double levels = kLevelsPerSigma * sigma * 100 / percent_of_scale(s);  // a table step's
+    for (int k = 0; k < table.magnitude_count; ++k)
+      table.centroids[s][k] = static_cast<std::int16_t>(2 * levels * magnitudes[k] + 0.5);
+    for (int k = 0; k + 1 < table.magnitude_count; ++k)
+      table.thresholds[s][k] =
+          static_cast<std::uint8_t>(levels * 0.5 * (magnitudes[k] + magnitudes[k + 1]) + 0.5);
+  }
   return table;
 }
 
@@ -53,6 +72,20 @@ static constexpr CodeTable kEither3 = make_code_table(3, 1, 0.01885, {13, 40, 71
 static constexpr CodeTable kEither2 = make_code_table(2, 1, 0.01224, {37, 123});
 
 static_assert(kKey4.thresholds[0][6] < kMaxLevel);  // the clamp never decides a code
+
+// No sum of errors over a vector of 128 coordinates is above this. sum level^2 is at most 128 x 64^2 and a
+// little more for rounding, and an error is at most a + level^2 / 13 with the least a that serves.
+static inline constexpr int largest_error_sum(const CodeTable& table) {
+  int a = 0;
+  for (int s = 0; s < kSearchScales; ++s)
+    for (int level = 0; level <= kMaxLevel; ++level) {
+      const int over = search_error(table, s, level, index_of(table, s, level)) - level * level / 13;
+      if (over > a) a = over;
+    }
+  return 128 * (a + 1) + (128 * kLevelsPerSigma * kLevelsPerSigma + 128) / 13;
+}
+static_assert(largest_error_sum(kKey4) < 65536 && largest_error_sum(kValue4) < 65536 &&
+              largest_error_sum(kEither3) < 65536 && largest_error_sum(kEither2) < 65536);
 
 static inline constexpr const CodeTable& key_table(int bits) {
   return bits == 4 ? kKey4 : bits == 3 ? kEither3 : kEither2;

@@ -21,9 +21,10 @@
 //     page without a centre have chosen it, so that the next page's centre can be their mean.
 //  4. u = y - reference (values: u = y), n = |u|, level_e = min(255, floor(|u_e| * (64 sqrt(d) / n))).
 //     n < 1e-30 codes as 0 with scale 0.
-//  5. For each search scale the thresholds of core/tables.h turn levels into magnitudes T_e. The scale
-//     whose A^2 / B is largest wins, the first of equals: A = sum (2 level_e + 1) T_e, B = sum T_e^2.
-//  6. The stored scale is 64 half_steps n / sqrt(B), as fp16, clamped to 65504.
+//  5. For each search scale the thresholds of core/tables.h turn levels into magnitudes T_e, which stand
+//     for centroids C_e. The scale whose sum of (2 level_e + 1 - C_e)^2 >> error_shift is least wins, the
+//     first of equals.
+//  6. The stored scale is 64 half_steps n / sqrt(B), B = sum T_e^2, as fp16, clamped to 65504.
 //  7. The fringe gets y as clamped fp16, every NaN as 0x7e00 (machines differ in the sign of inf - inf).
 //
 // Sums of squares are sums over a balanced binary tree of neighbours, zero-padded to a power of two: what

@@ -58,3 +58,33 @@ def test_the_documented_tables_are_the_ones_in_the_source() -> None:
     for name, label in rows.items():
         magnitudes = " ".join(str(int(m)) for m in tables()[name][2])
         assert f"| {label} | {magnitudes} |" in doc
+
+
+def mean_error(unit: np.ndarray, step: float, magnitudes: np.ndarray, percents: list[int], best_cosine: bool) -> float:
+    """Squared error of unit vectors coded at the best of the scales, by cosine or by docs/adr/0002's distances."""
+    levels = np.minimum(255, np.floor(np.abs(unit) * 64 * np.sqrt(DIM))).astype(int)
+    middles, errors, scores = 2 * np.arange(256) + 1, [], []
+    for percent in percents:
+        levels_of_step = 64 * step * 100 / percent
+        thresholds = np.floor(levels_of_step * (magnitudes[1:] + magnitudes[:-1]) / 2 + 0.5)
+        by_level = magnitudes[np.searchsorted(thresholds, np.arange(256), side="right")]
+        codes = by_level[levels]
+        norm = np.sqrt((codes**2).sum(1))
+        errors.append(2 - 2 * (np.abs(unit) * codes).sum(1) / norm)
+        distances = np.floor((middles - np.floor(2 * levels_of_step * by_level + 0.5)) ** 2 / (32 if len(magnitudes) == 2 else 16))
+        scores.append((middles[levels] * codes).sum(1) / norm if best_cosine else -distances[levels].sum(1))
+    return np.choose(np.argmax(scores, axis=0), errors).mean()
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_the_search_by_distance_costs_what_the_decision_says(name: str) -> None:
+    random = np.random.default_rng(5)
+    _, step, magnitudes = tables()[name]
+
+    def ratio(vectors: np.ndarray) -> float:
+        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        cosine = mean_error(unit, step, magnitudes, [80 + 5 * s for s in range(9)], best_cosine=True)
+        return mean_error(unit, step, magnitudes, [78 + 6 * s for s in range(8)], best_cosine=False) / cosine
+
+    assert ratio(random.standard_normal((4000, DIM))) < 1.004
+    assert ratio(random.standard_t(10, (4000, DIM))) < 1.001

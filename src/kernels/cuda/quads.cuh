@@ -6,8 +6,8 @@
 #include "kernels/cuda/vectors.cuh"
 
 // Eight vectors of 128 coordinates in a warp, four lanes each: lane 4 g + q holds coordinates 32 q .. 32 q +
-// 31 of vector g. Two of the seven butterfly stages cross lanes (one warp a vector: five), and so do two of
-// the seven levels of a tree sum. Files that decide codes are built without contraction.
+// 31 of vector g. Two of the seven butterfly stages cross lanes (one warp a vector: five). Files that decide
+// codes are built without contraction.
 namespace turboquant::kernels::cuda {
 
 inline constexpr int kQuadDim = 128, kQuadLane = 32;  // coordinates of a vector, of a lane
@@ -98,34 +98,6 @@ __device__ inline void quad_hadamard(float (&x)[kQuadLane]) {
 #pragma unroll
     for (int j = 0; j < kQuadLane; ++j) x[j] = __fmaf_rn(sign, x[j], __shfl_xor_sync(~0u, x[j], apart));
   }
-}
-
-// sum u(j)^2 over a tree of neighbours, in all four lanes.
-template <class Coordinate>
-__device__ inline float quad_squared_norm(const Coordinate& u) {
-  float sums[5];  // of 1, 2, 4, 8, 16 neighbours, waiting for their other half
-  float sum = 0.0f;
-#pragma unroll
-  for (int j = 0; j < kQuadLane; ++j) {
-    const float x = u(j);
-    sum = __fmul_rn(x, x);
-#pragma unroll
-    for (int level = 0; level < 5; ++level) {
-      if ((j >> level & 1) == 0) {
-        sums[level] = sum;
-        break;
-      }
-      sum = __fadd_rn(sums[level], sum);
-    }
-  }
-  sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 1));
-  return __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 2));
-}
-
-// Any order.
-__device__ inline float quad_sum(float x) {
-  x += __shfl_xor_sync(~0u, x, 1);
-  return x + __shfl_xor_sync(~0u, x, 2);
 }
 
 }  // namespace turboquant::kernels::cuda

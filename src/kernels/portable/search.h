@@ -7,7 +7,8 @@
 #include "kernels/portable/portable.h"
 
 // Rules 1 and 4 to 6 of kernels/encode_rules.h on one vector, over arrays that compilers vectorise: 16-bit
-// lanes for levels and magnitudes, 32-bit sums. Bound by the search: 9 scales x 7 compares a coordinate.
+// lanes for levels, centroids and magnitudes, 32-bit sums. Bound by the search: 8 scales x 7 compares a
+// coordinate.
 namespace turboquant::kernels::TQ_ISA {
 namespace {
 
@@ -37,7 +38,7 @@ struct Searched {
 template <int kBits>
 inline void search(const float* u, float norm, int d, const core::CodeTable& table, Searched& out) {
   constexpr int kBoundaries = (1 << (kBits - 1)) - 1;
-  alignas(64) std::int16_t level[kMaxDim], twice[kMaxDim], magnitude[kMaxDim];
+  alignas(64) std::int16_t level[kMaxDim], distance[kMaxDim], magnitude[kMaxDim];
   const float levels_per_unit =
       static_cast<float>(core::kLevelsPerSigma * std::sqrt(static_cast<double>(d))) / norm;
   for (int e = 0; e < d; ++e) {
@@ -45,39 +46,44 @@ inline void search(const float* u, float norm, int d, const core::CodeTable& tab
     const float clamped =
         scaled < static_cast<float>(core::kMaxLevel) ? scaled : static_cast<float>(core::kMaxLevel);
     level[e] = static_cast<std::int16_t>(static_cast<std::int32_t>(clamped));
-    twice[e] = static_cast<std::int16_t>(2 * level[e] + 1);
   }
-  float best = -1.0f, best_norm = 1.0f;
+  std::int32_t best = INT32_MAX;
   int best_scale = 0;
   for (int s = 0; s < core::kSearchScales; ++s) {
     for (int e = 0; e < d; ++e) {
-      std::int16_t m = table.magnitudes[0];
+      std::int16_t centroid = table.centroids[s][0];
       for (int k = 0; k < kBoundaries; ++k) {
-        const auto step = static_cast<std::int16_t>(table.magnitudes[k + 1] - table.magnitudes[k]);
-        m = static_cast<std::int16_t>(
-            m + (level[e] >= static_cast<std::int16_t>(table.thresholds[s][k]) ? step : 0));
+        const auto step = static_cast<std::int16_t>(table.centroids[s][k + 1] - table.centroids[s][k]);
+        centroid = static_cast<std::int16_t>(
+            centroid + (level[e] >= static_cast<std::int16_t>(table.thresholds[s][k]) ? step : 0));
       }
-      magnitude[e] = m;
+      distance[e] = static_cast<std::int16_t>(2 * level[e] + 1 - centroid);
     }
-    std::int32_t a = 0, b = 0;
-    for (int e = 0; e < d; ++e) {
-      a += static_cast<std::int32_t>(twice[e]) * static_cast<std::int32_t>(magnitude[e]);
-      b += static_cast<std::int32_t>(magnitude[e]) * static_cast<std::int32_t>(magnitude[e]);
-    }
-    const float score = static_cast<float>(a) * static_cast<float>(a) / static_cast<float>(b);
-    if (score > best) {
-      best = score;
-      best_norm = static_cast<float>(b);
+    std::int32_t error = 0;
+    for (int e = 0; e < d; ++e)
+      error += static_cast<std::int32_t>(distance[e]) * static_cast<std::int32_t>(distance[e]) >>
+               table.error_shift;
+    if (error < best) {
+      best = error;
       best_scale = s;
     }
   }
   for (int e = 0; e < d; ++e) {
-    int code = u[e] < 0.0f ? kBoundaries + 1 : 0;
-    for (int k = 0; k < kBoundaries; ++k) code += level[e] >= table.thresholds[best_scale][k] ? 1 : 0;
-    out.codes[e] = static_cast<std::uint8_t>(code);
+    std::int16_t code = 0, m = table.magnitudes[0];
+    for (int k = 0; k < kBoundaries; ++k) {
+      const bool above = level[e] >= static_cast<std::int16_t>(table.thresholds[best_scale][k]);
+      const auto step = static_cast<std::int16_t>(table.magnitudes[k + 1] - table.magnitudes[k]);
+      code = static_cast<std::int16_t>(code + (above ? 1 : 0));
+      m = static_cast<std::int16_t>(m + (above ? step : 0));
+    }
+    magnitude[e] = m;
+    out.codes[e] = static_cast<std::uint8_t>(code + (u[e] < 0.0f ? kBoundaries + 1 : 0));
   }
+  std::int32_t norm_of_codes = 0;
+  for (int e = 0; e < d; ++e)
+    norm_of_codes += static_cast<std::int32_t>(magnitude[e]) * static_cast<std::int32_t>(magnitude[e]);
   const float unit = core::kScaleUnit * static_cast<float>(table.half_steps);
-  out.scale = core::float_to_half_clamped(unit * norm / std::sqrt(best_norm));
+  out.scale = core::float_to_half_clamped(unit * norm / std::sqrt(static_cast<float>(norm_of_codes)));
 }
 
 inline void search(const float* u, float norm, int d, const core::CodeTable& table, Searched& out) {

@@ -35,23 +35,18 @@ void encode_vector(const float* u, float n, int d, const CodeTable& table, Encod
     const float scaled = std::fabs(u[e]) * levels_per_unit;
     level[e] = scaled < static_cast<float>(core::kMaxLevel) ? static_cast<int>(scaled) : core::kMaxLevel;
   }
-  float best = -1.0f;
-  std::int32_t best_norm = 0;
+  std::int32_t best = INT32_MAX, best_norm = 0;
   for (int s = 0; s < core::kSearchScales; ++s) {
-    std::int32_t a = 0, b = 0;
+    std::int32_t error = 0, norm = 0;
     std::uint8_t index[kMaxDim];
     for (int e = 0; e < d; ++e) {
-      index[e] = 0;
-      for (int k = 0; k + 1 < table.magnitude_count; ++k)
-        if (level[e] >= table.thresholds[s][k]) index[e] = static_cast<std::uint8_t>(k + 1);
-      const int magnitude = table.magnitudes[index[e]];
-      a += (2 * level[e] + 1) * magnitude;
-      b += magnitude * magnitude;
+      index[e] = static_cast<std::uint8_t>(core::index_of(table, s, level[e]));
+      error += core::search_error(table, s, level[e], index[e]);
+      norm += table.magnitudes[index[e]] * table.magnitudes[index[e]];
     }
-    const float score = static_cast<float>(a) * static_cast<float>(a) / static_cast<float>(b);
-    if (score > best) {
-      best = score;
-      best_norm = b;
+    if (error < best) {
+      best = error;
+      best_norm = norm;
       for (int e = 0; e < d; ++e)
         out.codes[e] = static_cast<std::uint8_t>(index[e] | (u[e] < 0.0f ? table.magnitude_count : 0));
     }

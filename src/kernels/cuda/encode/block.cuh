@@ -37,7 +37,7 @@ struct BlockPlan {
 
 struct Block {
   Group group;
-  const LevelRow* table;
+  const LevelTable* table;
   std::uint8_t* image;   // [image_bytes] code area, then 64 scales; unused where direct
   float* rows;           // [row_count][n] rotated keys; where direct, the scratch
   float* sums;           // [n]
@@ -49,11 +49,11 @@ struct Block {
 };
 
 template <int C>
-__device__ inline Block carve_block(unsigned char* shared, const BlockPlan& plan, const LevelRow* table) {
+__device__ inline Block carve_block(unsigned char* shared, const BlockPlan& plan, const LevelTable* table) {
   constexpr int n = 32 * C;
   Block block;
   block.group = {32 * plan.warps, 0, 0};
-  block.table = plan.direct ? table : reinterpret_cast<const LevelRow*>(shared);
+  block.table = plan.direct ? table : reinterpret_cast<const LevelTable*>(shared);
   unsigned char* at = shared + plan.table_bytes();
   block.image = at;
   at += plan.image_bytes;
@@ -105,13 +105,11 @@ __device__ inline void load_rotated(const EncodeCall& call, const Part& part, bo
   for (int j = 0; j < C; ++j) y[j] = __fmul_rn(y[j], call.rotation_scale);
 }
 
-// Rule 7.
+// Rule 7: a rotated key or value.
 template <int C>
-__device__ inline void store_fringe(const EncodeCall& call, const Part& part, bool is_key, int head, int slot,
-                                    const float (&y)[C]) {
-  const FringeSlots slots = fringe_slots(call.args, part, head, part.position(slot));
+__device__ inline void store_fringe(const FringeSlots& slots, bool is_key, int d, const float (&y)[C]) {
   if (slots.first == nullptr && slots.recent == nullptr) return;
-  const int d = call.args.pages.format.head_dim, first = lane_id() * C;
+  const int first = lane_id() * C;
   if (first >= d) return;
 #pragma unroll
   for (int j = 0; j < C; ++j) {
@@ -120,6 +118,12 @@ __device__ inline void store_fringe(const EncodeCall& call, const Part& part, bo
     if (slots.first != nullptr) slots.first[at] = half;
     if (slots.recent != nullptr) slots.recent[at] = half;
   }
+}
+template <int C>
+__device__ inline void store_fringe(const EncodeCall& call, const Part& part, bool is_key, int head, int slot,
+                                    const float (&y)[C]) {
+  store_fringe(fringe_slots(call.args, part, head, part.position(slot)), is_key,
+               call.args.pages.format.head_dim, y);
 }
 
 }  // namespace turboquant::kernels::cuda

@@ -52,7 +52,7 @@ __device__ inline void encode_part(const EncodeCall& call, const Part& part, boo
   const bool resident = is_key && part.opens && part.has_own_centre() && part.tokens() <= plan.row_count;
   if (is_key) prepare_centre<C>(call, part, head, plan, block);
 
-  const SearchTable table{block.table, bits, stored_scale_unit(bits, is_key)};
+  const SearchTable table{block.table, bits, magnitudes_of(bits, is_key), stored_scale_unit(bits, is_key)};
   float* scratch = block.scratch + warp * n;
   auto* codes = reinterpret_cast<std::uint8_t*>(scratch);
   Target target{};
@@ -95,28 +95,28 @@ __device__ inline void encode_part(const EncodeCall& call, const Part& part, boo
   close_target(page, format, is_key, plan, block, target);
 }
 
-// Grid: (slots, 2 kv_heads); blockIdx.y = 2 head + (0 keys, 1 values). With plan.direct (slots, kv_heads):
-// warp 0 keys, warp 1 values.
-template <int C>
-__global__ void __launch_bounds__(256)
+// Grid: (slots, 2 kv_heads); blockIdx.y = 2 head + (0 keys, 1 values). With kDirect, which is plan.direct,
+// (slots, kv_heads): warp 0 keys, warp 1 values, and few registers, for a place beside a running attend.
+template <int C, bool kDirect>
+__global__ void __launch_bounds__(kDirect ? 64 : 256, kDirect&& C <= 4 ? 12 : 1)
     encode_pages(const __grid_constant__ EncodeCall call, const BlockPlan plan) {
   extern __shared__ __align__(16) unsigned char shared[];
   if (!call.args.settled) wait_for_previous_kernel();
+  let_next_kernel_start();
   const int warp = static_cast<int>(threadIdx.x / 32);
-  const int head = static_cast<int>(plan.direct ? blockIdx.y : blockIdx.y / 2);
-  const bool is_key = (plan.direct ? warp : static_cast<int>(blockIdx.y % 2)) == 0;
+  const int head = static_cast<int>(kDirect ? blockIdx.y : blockIdx.y / 2);
+  const bool is_key = (kDirect ? warp : static_cast<int>(blockIdx.y % 2)) == 0;
   const PageFormat& format = call.args.pages.format;
   const int bits = is_key ? format.k_bits : format.v_bits;
   Part part;
   // The block of the page before also encodes keys that follow it.
   if (!find_slot(call, blockIdx.x, part) || (is_key && part.follows() && part.previous_in_call)) {
     wait_for_previous_kernel();
-    let_next_kernel_start();
     return;
   }
-  const LevelRow* table = kLevelTables[level_table_index(bits, is_key)].rows;
-  Block block = carve_block<C>(shared + (plan.direct && !is_key ? plan.bytes(32 * C) : 0), plan, table);
-  if (plan.direct) {
+  const LevelTable* table = kLevelTables + level_table_index(bits, is_key);
+  Block block = carve_block<C>(shared + (kDirect && !is_key ? plan.bytes(32 * C) : 0), plan, table);
+  if constexpr (kDirect) {
     block.group.first = 32 * warp;
   } else {
     copy_16(block.group, shared, reinterpret_cast<const std::uint8_t*>(table),
@@ -124,15 +124,18 @@ __global__ void __launch_bounds__(256)
     block.group.sync();
   }
   for (;;) {
-    if (plan.direct && part.tokens() == 1) encode_token<C>(call, part, is_key, head, plan, block);
-    else encode_part<C>(call, part, is_key, head, plan, block);
+    if constexpr (kDirect) {
+      if (part.tokens() == 1) encode_token<C>(call, part, is_key, head, plan, block);
+      else encode_part<C>(call, part, is_key, head, plan, block);
+    } else {
+      encode_part<C>(call, part, is_key, head, plan, block);
+    }
     Part next;
     if (!is_key || !find_part(call.args.sequences, part.sequence, part.page + 1, next) || !next.follows())
       break;
     block.group.sync();
     part = next;
   }
-  let_next_kernel_start();
 }
 
 }  // namespace turboquant::kernels::cuda

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// encode of many tokens at head_dim 128 from 16-bit rows: the bytes of encode/pages.cuh, eight vectors a
-// warp. Bound by instructions and by shared memory, see docs/encode.md.
+// encode of many tokens at head_dim 128 from 16-bit rows: the bytes of encode/pages.cuh, 32 vectors a warp.
+// Bound by instructions and by shared memory, see docs/encode.md.
 #include <algorithm>
 
 #include "kernels/cuda/encode/entry.h"
@@ -11,87 +11,100 @@
 namespace turboquant::kernels::cuda {
 namespace {
 
-// Tasks are (slot, head), head first: a block takes every gridDim.x-th.
-struct Tasks {
-  const EncodeCall& call;
-  std::int64_t count;
+// Task `at` = (slot, head), head first, by one thread.
+__device__ void make_task(const EncodeCall& call, std::int64_t at, std::int64_t count, PrefillTask& task,
+                          PrefillTask& follower) {
+  const EncodeArgs& a = call.args;
+  task.exists = at < count && find_slot_alone(call, at / a.pages.kv_heads, task.part);
+  if (!task.exists) return;
+  const Part& part = task.part;
+  task.head = static_cast<int>(at % a.pages.kv_heads);
+  task.page = page_of(a, part, part.page, task.head);
+  task.leads = !(part.follows() && part.previous_in_call);
+  task.followed =
+      find_part(a.sequences, part.sequence, part.page + 1, follower.part) && follower.part.follows();
+  if (!task.followed) return;
+  follower.head = task.head;
+  follower.page = page_of(a, part, part.page + 1, task.head);
+  follower.followed = false;  // it is not full
+}
 
-  __device__ int head(std::int64_t at) const { return static_cast<int>(at % call.args.pages.kv_heads); }
-  // The first task from `at` on in steps of `step` that is a part of the call; at least `count`: there is
-  // none. The part is written to shared memory, this warp's own.
-  __device__ std::int64_t find(std::int64_t at, std::int64_t step, bool is_key, Part& out) const {
-    for (; at < count; at += step) {
-      Part part;
-      // The block of the page before also encodes keys that follow it.
-      if (!find_slot(call, at / call.args.pages.kv_heads, part) ||
-          (is_key && part.follows() && part.previous_in_call))
-        continue;
-      store(part, out);
-      break;
+// Every pair of warps takes each fourth of the block's tasks.
+template <DType kType>
+__device__ void encode_all_keys(const EncodeCall& call, PrefillShared& shared) {
+  constexpr int kPairs = kPrefillWarps / 2;
+  const Pair pair = this_pair();
+  PrefillKeys& keys = shared.keys[pair.number];
+  int at = pair.number;
+  const auto lead = [&]() -> const PrefillTask* {  // from `at` on
+    while (at < kTasks && !(shared.tasks[at].exists && shared.tasks[at].leads)) at += kPairs;
+    return at < kTasks ? shared.tasks + at : nullptr;
+  };
+  PrefillTurn& turn = shared.turns[threadIdx.x / 32];
+  const PrefillTask* task = lead();
+  if (task != nullptr) fetch_keys(call, *task, pair, keys);
+  while (task != nullptr) {
+    const PrefillTask* next = shared.followers + at;
+    if (!task->followed) {
+      at += kPairs;
+      next = lead();
     }
-    return at;
-  }
-  // The page after `part`, if its keys follow.
-  __device__ bool find_follower(const Part& part, Part& out) const {
-    Part next;
-    if (!find_part(call.args.sequences, part.sequence, part.page + 1, next) || !next.follows()) return false;
-    store(next, out);
-    return true;
-  }
-
- private:
-  __device__ static void store(const Part& part, Part& out) {
     __syncwarp();
-    if ((threadIdx.x & 31) == 0) out = part;
+    turn = {task, next};
     __syncwarp();
-  }
-};
-
-// Warps 0 to 7.
-__device__ void encode_all_keys(const EncodeCall& call, const Tasks& tasks, PrefillShared& shared) {
-  Part* parts = shared.parts[threadIdx.x / 32];
-  std::int64_t at = tasks.find(blockIdx.x, gridDim.x, true, parts[0]);
-  if (at < tasks.count) fetch_keys(call, parts[0], tasks.head(at), shared);
-  for (int turn = 0; at < tasks.count; turn ^= 1) {
-    const Part &part = parts[turn], &next = parts[turn ^ 1];
-    const int head = tasks.head(at);
-    if (!tasks.find_follower(part, parts[turn ^ 1]))
-      at = tasks.find(at + gridDim.x, gridDim.x, true, parts[turn ^ 1]);
-    encode_keys(call, part, head, shared, [&] {
-      if (at < tasks.count) fetch_keys(call, next, tasks.head(at), shared);
-    });
+    encode_keys<kType>(call, turn, shared.table, keys);
+    task = turn.following();
   }
 }
 
-// Every warp takes the block's next page when it has done one.
-__device__ void encode_all_values(const EncodeCall& call, const Tasks& tasks, PrefillShared& shared) {
-  const int lane = static_cast<int>(threadIdx.x & 31);
-  Part& part = shared.parts[threadIdx.x / 32][0];
-  for (;;) {
-    const int turn = __shfl_sync(~0u, lane == 0 ? atomicAdd(&shared.next_values, 1) : 0, 0);
-    const std::int64_t at = blockIdx.x + static_cast<std::int64_t>(turn) * gridDim.x;
-    if (at >= tasks.count) return;
-    if (tasks.find(at, tasks.count, false, part) == at) encode_values(call, part, tasks.head(at), shared);
+// Every warp takes each eighth.
+template <DType kType>
+__device__ void encode_all_values(const EncodeCall& call, PrefillShared& shared) {
+  int at = static_cast<int>(threadIdx.x / 32);
+  PrefillValues& values = shared.values[at];
+  PrefillTurn& turn = shared.turns[at];
+  const auto existing = [&]() -> const PrefillTask* {
+    while (at < kTasks && !shared.tasks[at].exists) at += kPrefillWarps;
+    return at < kTasks ? shared.tasks + at : nullptr;
+  };
+  const PrefillTask* task = existing();
+  if (task != nullptr) fetch_values(call, *task, 0, values);
+  while (task != nullptr) {
+    at += kPrefillWarps;
+    const PrefillTask* next = existing();
+    __syncwarp();
+    turn = {task, next};
+    __syncwarp();
+    encode_values<kType>(call, turn, shared.table, values);
+    task = turn.following();
   }
 }
 
+// Blocks take each gridDim.x-th task.
+template <DType kType>
 __global__ void __launch_bounds__(kPrefillThreads, 1)
     encode_prefill(const __grid_constant__ EncodeCall call, const std::int64_t slots) {
-  extern __shared__ __align__(16) unsigned char bytes[];
+  extern __shared__ __align__(128) unsigned char bytes[];
   auto& shared = *reinterpret_cast<PrefillShared*>(bytes);
   const PageFormat& format = call.args.pages.format;
-  fill_table(kLevelTables[level_table_index(format.k_bits, true)].rows, shared.key_table);
-  fill_table(kLevelTables[level_table_index(format.v_bits, false)].rows, shared.value_table);
-  if (threadIdx.x < kPaddedRow) shared.keys.minus_zeros[threadIdx.x] = -0.0f;
-  if (threadIdx.x == 0) shared.next_values = 0;
-  wait_for_previous_kernel();
-  __syncthreads();
-  const Tasks tasks{call, slots * call.args.pages.kv_heads};
-  if (threadIdx.x < 32 * kKeyWarps) {
-    encode_all_keys(call, tasks, shared);
-    Group{32 * kKeyWarps, 1, 0}.sync();
+  const std::int64_t count = slots * call.args.pages.kv_heads;
+  const int thread = static_cast<int>(threadIdx.x);
+  bool waited = false;
+  for (std::int64_t first = blockIdx.x; first < count; first += std::int64_t{kTasks} * gridDim.x) {
+    fill_table(kLevelTables[level_table_index(format.k_bits, true)], shared.table);
+    if (!waited) wait_for_previous_kernel();
+    waited = true;
+    if (thread < kTasks)
+      make_task(call, first + std::int64_t{thread} * gridDim.x, count, shared.tasks[thread],
+                shared.followers[thread]);
+    __syncthreads();
+    encode_all_keys<kType>(call, shared);
+    __syncthreads();
+    fill_table(kLevelTables[level_table_index(format.v_bits, false)], shared.table);
+    __syncthreads();
+    encode_all_values<kType>(call, shared);
+    __syncthreads();
   }
-  encode_all_values(call, tasks, shared);
 }
 
 // Rule 7 by itself: the few tokens that the fringe keeps, rotated once more, a warp each. Grid: (fringe slots
@@ -111,23 +124,25 @@ __global__ void __launch_bounds__(32 * kFringeWarps) encode_fringe(const __grid_
   if (slot >= a.fringe.first + a.fringe.recent || p < start || p < length || p >= end ||
       !find_part(a.sequences, i, p / kPageTokens, part))
     return;
-  float y[kQuadDim / 32];
+  float y[kLaneDim / 32];
   const int in_page = static_cast<int>(p % kPageTokens);
   load_rotated(call, part, is_key, head, in_page, nullptr, y);
   store_fringe(call, part, is_key, head, in_page, y);
 }
 
+bool is_aligned(const void* data) {
+  return reinterpret_cast<std::uintptr_t>(data) % 16 == 0;
+}
 bool is_aligned(const Rows& rows) {
-  return reinterpret_cast<std::uintptr_t>(rows.data) % 16 == 0 && rows.token_stride % 8 == 0 &&
-         rows.head_stride % 8 == 0;
+  return is_aligned(rows.data) && rows.token_stride % 8 == 0 && rows.head_stride % 8 == 0;
 }
 
 }  // namespace
 
 bool prefill_serves(const EncodeArgs& args, std::int64_t slots, const DeviceLimits& limits) {
   const std::int64_t pages = slots * args.pages.kv_heads;
-  return args.pages.format.head_dim == kQuadDim && args.keys.dtype != DType::kF32 && is_aligned(args.keys) &&
-         is_aligned(args.values) && reinterpret_cast<std::uintptr_t>(args.basis.value_signs) % 8 == 0 &&
+  return args.pages.format.head_dim == kLaneDim && args.keys.dtype != DType::kF32 && is_aligned(args.keys) &&
+         is_aligned(args.values) && is_aligned(args.basis.key_signs) && is_aligned(args.basis.value_signs) &&
          static_cast<std::size_t>(limits.shared_bytes) >= sizeof(PrefillShared) && pages >= limits.sm_count &&
          args.sequences.tokens >= 16 * slots;
 }
@@ -144,7 +159,10 @@ Status launch_prefill(const EncodeCall& call, std::int64_t slots, const DeviceLi
   }
   const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(slots * heads, limits.sm_count));
   const Launch how{"encode", dim3(blocks), dim3(kPrefillThreads), sizeof(PrefillShared), true};
-  return launch(how, context, &encode_prefill, call, slots);
+  return launch(
+      how, context,
+      call.args.keys.dtype == DType::kBF16 ? &encode_prefill<DType::kBF16> : &encode_prefill<DType::kF16>,
+      call, slots);
 }
 
 }  // namespace turboquant::kernels::cuda

@@ -4,39 +4,46 @@
 #include "kernels/cuda/encode/centre.cuh"
 #include "kernels/cuda/encode/prefill.cuh"
 
-// The keys of a page by a block: every warp rotates eight of its 64 tokens and keeps them in registers, while
-// warp 0 adds up means.
+// The keys of a page by a pair of warps: lane t of the pair rotates token t and keeps it in registers, while
+// the leading warp adds up means.
 namespace turboquant::kernels::cuda {
 
-// |y - c|^2 <= |y|^2 as rule 3 means it, in the lanes of each vector. The sign of |c|^2 - 2 y.c decides
-// unless it is so small that rounding might: each of the sums involved is off by less than 2^-18 (|y|^2 +
-// |c|^2), so what lies within 2^-16 of that is done as written, and so are sums near the ends of fp32's
-// range.
-__device__ inline bool nearer_to(const float (&y)[kQuadLane], const float* centre, float centre_squared,
-                                 float about_zero) {
-  float dot = 0.0f;
-#pragma unroll
-  for (int j = 0; j < kQuadLane; j += 4) {
-    const float4 c = *reinterpret_cast<const float4*>(centre + j);
-    dot = __fmaf_rn(y[j], c.x, dot);
-    dot = __fmaf_rn(y[j + 1], c.y, dot);
-    dot = __fmaf_rn(y[j + 2], c.z, dot);
-    dot = __fmaf_rn(y[j + 3], c.w, dot);
-  }
-  const float difference = centre_squared - 2.0f * quad_sum(dot), size = about_zero + centre_squared;
+// |y - c|^2 <= |y|^2 as rule 3 means it. The sign of |c|^2 - 2 y.c decides unless it is so small that
+// rounding might: each of the sums involved is off by less than 2^-18 (|y|^2 + |c|^2), so what lies within
+// 2^-16 of that is done as written, and so are sums near the ends of fp32's range.
+struct Nearer {
+  float difference, size;  // about |c|^2 - 2 y.c, |y|^2 + |c|^2
+  bool nearer;
+};
+__device__ inline Nearer nearer_to(const LaneVector& y, const float* centre, float centre_squared,
+                                   float about_zero) {
+  const float dot = lane_dot([&](int j) { return y[j]; }, [&](int j) { return centre[j]; });
+  const float difference = centre_squared - 2.0f * dot, size = about_zero + centre_squared;
   const bool is_clear = fabsf(difference) > size * 0x1p-16f && size < 1e36f && size > 1e-28f;
   bool nearer = difference < 0.0f;
   if (!__all_sync(~0u, is_clear)) {
-    const float about_centre = quad_squared_norm([&](int j) { return __fadd_rn(y[j], -centre[j]); });
-    const bool exactly = about_centre <= quad_squared_norm([&](int j) { return y[j]; });
+    const float about_centre = lane_squared_norm([&](int j) { return __fadd_rn(y[j], -centre[j]); });
+    const bool exactly = about_centre <= lane_squared_norm([&](int j) { return y[j]; });
     if (!is_clear) nearer = exactly;
   }
-  return nearer;
+  return {difference, size, nearer};
 }
 
-// Warp 0: the mean of the chosen rows' coordinates 4 lane .. 4 lane + 3, in order.
+// The same once the centre has moved by a vector m: the difference by the change of |c|^2 and by at most
+// 2 |y| |m|. Null where that does not decide.
+__device__ inline bool still_clear(const Nearer& before, float squared_before, float squared_now,
+                                   float moved_squared, float about_zero, bool& nearer) {
+  const float difference = before.difference + (squared_now - squared_before);
+  const float size = fmaxf(before.size, about_zero + squared_now);
+  const float beyond = fabsf(difference) - size * 0x1p-14f;
+  nearer = difference < 0.0f;
+  return beyond > 0.0f && beyond * beyond > 4.1f * about_zero * moved_squared && size < 1e16f &&
+         size > 1e-16f;
+}
+
+// A warp: the mean of the chosen rows' coordinates 4 lane .. 4 lane + 3, in order.
 __device__ inline float4 mean_of_rows(const PrefillKeys& keys, std::uint32_t low, std::uint32_t high) {
-  const int lane = static_cast<int>(threadIdx.x & 31), at = padded(4 * lane);
+  const int at = 4 * static_cast<int>(threadIdx.x & 31);
   float4 sum{0.0f, 0.0f, 0.0f, 0.0f};
   const auto add = [&](int t) {
     const float4 y = *reinterpret_cast<const float4*>(&keys.rows[t][at]);
@@ -55,19 +62,26 @@ __device__ inline float4 mean_of_rows(const PrefillKeys& keys, std::uint32_t low
   return {__fdiv_rn(sum.x, count), __fdiv_rn(sum.y, count), __fdiv_rn(sum.z, count), __fdiv_rn(sum.w, count)};
 }
 
-// Warp 0: sets the centre that the other warps measure with.
+// A warp: sets the centre that all lanes measure with.
 __device__ inline void publish_centre(const float4& c, PrefillKeys& keys) {
   const int lane = static_cast<int>(threadIdx.x & 31);
+  float4& centre = *reinterpret_cast<float4*>(&keys.centre[4 * lane]);
+  const float4 m{c.x - centre.x, c.y - centre.y, c.z - centre.z, c.w - centre.w};
   float squared = c.x * c.x + c.y * c.y + c.z * c.z + c.w * c.w;
+  float moved = m.x * m.x + m.y * m.y + m.z * m.z + m.w * m.w;
 #pragma unroll
-  for (int apart = 16; apart > 0; apart /= 2) squared += __shfl_xor_sync(~0u, squared, apart);
-  const auto no_plus_zero = [](float x) { return x == 0.0f ? -0.0f : x; };  // see encode_keys
-  *reinterpret_cast<float4*>(&keys.centre[padded(4 * lane)]) =
-      float4{no_plus_zero(c.x), no_plus_zero(c.y), no_plus_zero(c.z), no_plus_zero(c.w)};
-  if (lane == 0) keys.centre_squared = squared;
+  for (int apart = 16; apart > 0; apart /= 2) {
+    squared += __shfl_xor_sync(~0u, squared, apart);
+    moved += __shfl_xor_sync(~0u, moved, apart);
+  }
+  centre = c;
+  if (lane == 0) {
+    keys.centre_squared = squared;
+    keys.moved_squared = moved;
+  }
 }
 
-// Warp 0: the centre as the page stores it.
+// A warp: the centre as the page stores it.
 __device__ inline float4 round_four(const float4& c, PrefillKeys& keys) {
   float largest = fmaxf(fmaxf(fabsf(c.x), fabsf(c.y)), fmaxf(fabsf(c.z), fabsf(c.w)));
 #pragma unroll
@@ -88,159 +102,183 @@ __device__ inline float4 round_four(const float4& c, PrefillKeys& keys) {
           __fmul_rn(step, steps.w)};
 }
 
-// The codes of rows [begin, end) and their scales, of the widths of K areas (turboquant/format.h), from words
-// whose nibble is a code.
-__device__ inline void store_key_codes(const PrefillKeys& keys, const Part& part, int bits,
+// The codes of rows [begin, end) of the widths of K areas (turboquant/format.h), from words whose nibble is a
+// code.
+__device__ inline void store_key_codes(const PrefillKeys& keys, const Part& part, int bits, int thread,
                                        std::uint8_t* area) {
   const int begin = part.opens ? 0 : part.begin, end = part.opens ? kPageTokens : part.end;
-  const int thread = static_cast<int>(threadIdx.x);
-  if (bits == 4) {
-    const int t = thread / 4;
-    if (t >= begin && t < end)
-      reinterpret_cast<uint4*>(area)[thread] =
-          *reinterpret_cast<const uint4*>(&keys.codes[t][4 * (thread & 3)]);
-    return;
-  }
-  const int t = thread / 4, q = thread & 3;
-  if (t < begin || t >= end) return;
-  const uint4 w = *reinterpret_cast<const uint4*>(&keys.codes[t][4 * q]);  // chunk q, i = 0..3
   const auto low = [](std::uint32_t x) { return x & 0x33333333u; };
-  reinterpret_cast<uint2*>(area)[thread] = uint2{low(w.x) | low(w.z) << 2, low(w.y) | low(w.w) << 2};
   const auto top = [](std::uint32_t x) { return x >> 2 & 0x11111111u; };
-  if (bits == 3)
-    reinterpret_cast<std::uint32_t*>(area + 16 * kQuadDim)[thread] =
-        top(w.x) | top(w.y) << 1 | top(w.z) << 2 | top(w.w) << 3;
+  for (int at = thread; at < 4 * kPageTokens; at += kPageTokens) {
+    const int t = at / 4;
+    if (t < begin || t >= end) continue;
+    const uint4 w = *reinterpret_cast<const uint4*>(&keys.codes[t][4 * (at & 3)]);  // a chunk, i = 0..3
+    if (bits == 4) {
+      reinterpret_cast<uint4*>(area)[at] = w;
+      continue;
+    }
+    reinterpret_cast<uint2*>(area)[at] = uint2{low(w.x) | low(w.z) << 2, low(w.y) | low(w.w) << 2};
+    if (bits == 3)
+      reinterpret_cast<std::uint32_t*>(area + 16 * kLaneDim)[at] =
+          top(w.x) | top(w.y) << 1 | top(w.z) << 2 | top(w.w) << 3;
+  }
 }
 
-// Starts loading a part's keys, warp w's eight tokens 8 w .. 8 w + 7.
-__device__ inline void fetch_keys(const EncodeCall& call, const Part& part, int head, PrefillShared& shared) {
-  const int t = static_cast<int>(threadIdx.x) / 4;
-  prefetch(call.args.keys, part.row + t - part.begin, head, t >= part.begin && t < part.end, shared);
+__device__ inline void fetch_keys(const EncodeCall& call, const PrefillTask& task, const Pair& pair,
+                                  PrefillKeys& keys) {
+  if (pair.warp() == 0) prefetch_signs(call.args.basis.key_signs, task.head, keys.signs);
+  prefetch_rows(call.args.keys, task.part, task.head, 32 * pair.warp(), keys.raw[pair.warp()]);
 }
 
-// The part's keys have been fetched; `fetch_next` starts the next ones.
-template <class FetchNext>
-__device__ inline void encode_keys(const EncodeCall& call, const Part& part, int head, PrefillShared& shared,
-                                   const FetchNext& fetch_next) {
-  const EncodeArgs& a = call.args;
-  const PageFormat& format = a.pages.format;
-  PrefillKeys& keys = shared.keys;
-  const int thread = static_cast<int>(threadIdx.x), lane = thread & 31, warp = thread / 32;
-  const int q = lane & 3, t = thread / 4;
-  const bool present = t >= part.begin && t < part.end;
-  std::uint8_t* page = page_of(a, part, part.page, head);
-  const bool own = part.opens && part.has_own_centre();
-  if (thread < kQuadDim)
-    keys.signs[padded(thread)] = a.basis.key_signs[static_cast<std::int64_t>(head) * kQuadDim + thread];
-  const Group group{32 * kKeyWarps, 1, 0};
-  Block centre_only{};  // what encode/centre.cuh wants
-  centre_only.group = group;
-  centre_only.centre = keys.other_centre;
-  centre_only.sums = keys.rows[0];
-  if (part.opens && !own && part.has_previous)
-    previous_centre(page_of(a, part, part.page - 1, head), format, part.previous_begin(), kQuadDim,
-                    centre_only);
-  else if (!part.opens) load_centre(page, format, kQuadDim, centre_only);
-  else group.sync();
-
-  float y[kQuadLane];
+// The task's keys, which have been fetched, rotated; no coordinate is -0. The pair may write rows afterwards.
+template <DType kType>
+__device__ inline void load_keys(const EncodeCall& call, PrefillKeys& keys, LaneVector& y) {
+  const Pair pair = this_pair();
   wait_for_prefetch();
+  pair.group.sync();
 #pragma unroll
-  for (int piece = 0; piece < 4; ++piece)
-    unpack_eight(a.keys.dtype, shared.raw[piece][thread], y + 8 * piece);
-  fetch_next();
+  for (int piece = 0; piece < 16; ++piece)
+    unpack_eight(kType, keys.raw[pair.warp()].piece(piece), y + 8 * piece);
 #pragma unroll
-  for (int j = 0; j < kQuadLane; j += 4) {
-    const float4 s = *reinterpret_cast<const float4*>(&keys.signs[kPaddedLane * q + j]);
+  for (int j = 0; j < kLaneDim; j += 4) {
+    const float4 s = *reinterpret_cast<const float4*>(&keys.signs[j]);
     y[j] = __fmul_rn(y[j], s.x);
     y[j + 1] = __fmul_rn(y[j + 1], s.y);
     y[j + 2] = __fmul_rn(y[j + 2], s.z);
     y[j + 3] = __fmul_rn(y[j + 3], s.w);
   }
-  quad_hadamard(y);
-  float about_zero = 0.0f;  // in any order, but infinite or NaN if the ordered sum is
+  lane_hadamard(y);
 #pragma unroll
-  for (int j = 0; j < kQuadLane; ++j) {
-    y[j] = __fmul_rn(y[j], call.rotation_scale);
-    about_zero = __fmaf_rn(y[j], y[j], about_zero);
-  }
-  about_zero = quad_sum(about_zero);
-  bool finite = about_zero < 1e36f;
-  if (!__all_sync(~0u, finite)) {
-    const float exactly = quad_squared_norm([&](int j) { return y[j]; });
-    if (!finite) finite = is_finite(exactly);
-  }
+  for (int j = 0; j < kLaneDim; ++j) y[j] = __fmaf_rn(y[j], call.rotation_scale, 0.0f);
+  pair.group.sync();
+}
+
+// What encode/centre.cuh wants.
+__device__ inline Block centre_block(const Pair& pair, PrefillKeys& keys) {
+  Block out{};
+  out.group = pair.group;
+  out.centre = keys.other_centre;
+  out.sums = keys.centre;
+  out.steps = keys.steps;
+  out.step = &keys.step;
+  return out;
+}
+// Where a page's keys are not measured about their own mean, sets other_centre.
+__device__ inline void prepare_keys(const EncodeCall& call, const PrefillTask& task, PrefillKeys& keys) {
+  const EncodeArgs& a = call.args;
+  const Part& part = task.part;
+  if (part.follows())
+    previous_centre(page_of(a, part, part.page - 1, task.head), a.pages.format, part.previous_begin(),
+                    kLaneDim, centre_block(this_pair(), keys));
+  else if (!part.opens) load_centre(task.page, a.pages.format, kLaneDim, centre_block(this_pair(), keys));
+}
+
+// Not in the template below: nvcc 13.0's front end fails on a template called from one.
+__device__ inline LaneCodes search_keys(const EncodeCall& call, const LaneVector& u, float norm,
+                                        const LaneTable& table) {
+  const int bits = call.args.pages.format.k_bits;
+  return lane_search<KeyOrder>(u, norm, call.levels_numerator, table, magnitudes_of(bits, true), bits);
+}
+
+// Rules 2 and 3: sets keys.centre. Whether y's reference is the centre, of a token that is finite.
+__device__ inline bool choose_centre(const Part& part, const LaneVector& y, float about_zero, bool finite,
+                                     PrefillKeys& keys) {
+  const Pair pair = this_pair();
+  const int lane = pair.token % 32, t = pair.token;
+  const bool own = part.opens && part.has_own_centre(), counts = finite && t >= part.begin && t < part.end;
+  const auto choose = [&](bool chosen) {
+    const std::uint32_t tokens = __ballot_sync(~0u, chosen);
+    if (lane == 0) keys.chosen[pair.warp()] = tokens;
+    pair.group.sync();
+  };
+  std::uint32_t low = 0, high = 0;
+  float4 mean{};
   if (own) {
 #pragma unroll
-    for (int j = 0; j < kQuadLane; j += 4)
-      *reinterpret_cast<float4*>(&keys.rows[t][kPaddedLane * q + j]) =
-          float4{y[j], y[j + 1], y[j + 2], y[j + 3]};
-    if (q == 0) keys.chosen[t] = present && finite;
-    group.sync();
-    std::uint32_t low = 0, high = 0;
-    float4 mean{};
-    if (warp == 0) {
-      low = __ballot_sync(~0u, keys.chosen[lane] != 0);
-      high = __ballot_sync(~0u, keys.chosen[32 + lane] != 0);
+    for (int j = 0; j < kLaneDim; j += 4)
+      *reinterpret_cast<float4*>(&keys.rows[t][j]) = float4{y[j], y[j + 1], y[j + 2], y[j + 3]};
+    choose(counts);
+    low = keys.chosen[0];
+    high = keys.chosen[1];
+    if (pair.leads) {
       mean = mean_of_rows(keys, low, high);
       publish_centre(mean, keys);
     }
-    group.sync();
-    const bool chosen =
-        nearer_to(y, &keys.centre[kPaddedLane * q], keys.centre_squared, about_zero) && finite && present;
-    if (q == 0) keys.chosen[t] = chosen;
-    group.sync();
-    if (warp == 0) {
-      const std::uint32_t low2 = __ballot_sync(~0u, keys.chosen[lane] != 0);
-      const std::uint32_t high2 = __ballot_sync(~0u, keys.chosen[32 + lane] != 0);
-      if (low2 != low || high2 != high) mean = mean_of_rows(keys, low2, high2);
-      publish_centre(round_four(mean, keys), keys);
-    }
-  } else if (warp == 0) {
+  } else if (pair.leads) {
     float4 c = *reinterpret_cast<const float4*>(&keys.other_centre[4 * lane]);
     if (part.opens && !part.has_previous) c = {0.0f, 0.0f, 0.0f, 0.0f};
     publish_centre(part.opens ? round_four(c, keys) : c, keys);
   }
-  group.sync();
+  Nearer result;
+  float squared_before = 0.0f;
+#pragma unroll 1
+  for (int round = own ? 0 : 1; round < 2; ++round) {
+    pair.group.sync();
+    const float squared = keys.centre_squared;
+    bool nearer = false;
+    const bool is_clear =
+        own && round == 1 &&
+        still_clear(result, squared_before, squared, keys.moved_squared, about_zero, nearer);
+    result.nearer = nearer;
+    if (!__all_sync(~0u, is_clear)) result = nearer_to(y, keys.centre, squared, about_zero);
+    if (round == 1) break;
+    squared_before = squared;
+    choose(result.nearer && counts);
+    if (pair.leads) {
+      if (keys.chosen[0] != low || keys.chosen[1] != high)
+        mean = mean_of_rows(keys, keys.chosen[0], keys.chosen[1]);
+      publish_centre(round_four(mean, keys), keys);
+    }
+  }
+  return result.nearer && finite;
+}
 
-  // u = y - reference, whose zeros are all -0: then u is never -0, whose sign bit would be taken for a sign.
-  const bool centred = nearer_to(y, &keys.centre[kPaddedLane * q], keys.centre_squared, about_zero) && finite;
-  const float* reference = centred ? &keys.centre[kPaddedLane * q] : &keys.minus_zeros[kPaddedLane * q];
+// The task's keys have been fetched; then the next one's are.
+template <DType kType>
+__device__ inline void encode_keys(const EncodeCall& call, const PrefillTurn& turn, const LaneTable& table,
+                                   PrefillKeys& keys) {
+  const PageFormat& format = call.args.pages.format;
+  prepare_keys(call, *turn.current(), keys);
+  LaneVector y;
+  load_keys<kType>(call, keys, y);
+  // In any order, but infinite or NaN if the ordered sum is.
+  const float about_zero = lane_dot([&](int j) { return y[j]; }, [&](int j) { return y[j]; });
+  bool finite = about_zero < 1e36f;
+  if (!__all_sync(~0u, finite)) {
+    const float exactly = lane_squared_norm([&](int j) { return y[j]; });
+    if (!finite) finite = is_finite(exactly);
+  }
+  const bool centred = choose_centre(turn.current()->part, y, about_zero, finite, keys);
+  if (turn.following() != nullptr) fetch_keys(call, *turn.following(), this_pair(), keys);
+
+  // u = y - reference, exactly: y is nowhere -0, so neither is u.
+  const float minus_one = centred ? -1.0f : 0.0f;
 #pragma unroll
-  for (int j = 0; j < kQuadLane; j += 4) {
-    const float4 r = *reinterpret_cast<const float4*>(reference + j);
-    y[j] = __fadd_rn(y[j], -r.x);
-    y[j + 1] = __fadd_rn(y[j + 1], -r.y);
-    y[j + 2] = __fadd_rn(y[j + 2], -r.z);
-    y[j + 3] = __fadd_rn(y[j + 3], -r.w);
+  for (int j = 0; j < kLaneDim; j += 4) {
+    const float4 c = *reinterpret_cast<const float4*>(&keys.centre[j]);
+    y[j] = __fmaf_rn(c.x, minus_one, y[j]);
+    y[j + 1] = __fmaf_rn(c.y, minus_one, y[j + 1]);
+    y[j + 2] = __fmaf_rn(c.z, minus_one, y[j + 2]);
+    y[j + 3] = __fmaf_rn(c.w, minus_one, y[j + 3]);
   }
-  const float squared = quad_squared_norm([&](int j) { return y[j]; });
-  const float norm = square_root(squared);
-  QuadCodes codes =
-      quad_search<KeyOrder>(y, norm, call.levels_numerator, shared.key_table + (lane & (kTableCopies - 1)),
-                            format.k_bits, shared.scores[warp]);
-  const float2 settled = settle(codes, norm, finite);
-#pragma unroll
-  for (int w = 0; w < 4; ++w) keys.codes[t][4 * w + q] = codes.words[w];  // chunk w, i = q
-  if (q == 0) {
-    keys.norms[t] = settled;
-    keys.chosen[t] = centred;
-  }
-  group.sync();
-  store_key_codes(keys, part, format.k_bits, page);
-  if (thread < kPageTokens && (part.opens || (thread >= part.begin && thread < part.end))) {
-    std::uint32_t scale = scale_of(keys.norms[thread], stored_scale_unit(format.k_bits, true));
-    const bool counted = thread >= part.begin && thread < part.end;
-    if (keys.chosen[thread] == 0 && scale != kNanScale && counted) scale |= kReferenceIsZero;
-    reinterpret_cast<std::uint16_t*>(page + format.k_scales_offset())[core::scale_index(thread)] =
-        static_cast<std::uint16_t>(counted ? scale : 0);
-  }
-  if (part.opens) {
-    centre_only.steps = keys.steps;
-    centre_only.step = &keys.step;
-    store_centre(page, format, centre_only);
-  }
-  group.sync();
+  const float norm = square_root(lane_squared_norm([&](int j) { return y[j]; }));
+  LaneCodes codes = search_keys(call, y, norm, table);
+  std::uint32_t scale = settle(codes, norm, finite, stored_scale_unit(format.k_bits, true));
+  if (!centred && scale != kNanScale) scale |= kReferenceIsZero;
+
+  const Pair pair = this_pair();
+  const int t = pair.token;
+  const PrefillTask& task = *turn.current();
+  const Part& part = task.part;
+  const bool present = t >= part.begin && t < part.end;
+  store_codes(codes, keys.codes[t]);
+  if (part.opens || present)
+    reinterpret_cast<std::uint16_t*>(task.page + format.k_scales_offset())[core::scale_index(t)] =
+        static_cast<std::uint16_t>(present ? scale : 0);
+  pair.group.sync();
+  store_key_codes(keys, part, format.k_bits, t, task.page);
+  if (part.opens) store_centre(task.page, format, centre_block(pair, keys));
+  pair.group.sync();
 }
 
 }  // namespace turboquant::kernels::cuda

@@ -3,13 +3,17 @@
 
 #include "kernels/cuda/encode/prefill.cuh"
 
-// The values of a page by one warp: eight times eight tokens, then one transpose of nibbles.
+// The values of a page by one warp: twice 32 tokens, then one transpose of nibbles.
 namespace turboquant::kernels::cuda {
 
-// Vector g of round m is token 32 i + 8 n + 2 quarter + h, g = 4 i + quarter, m = 4 h + n: a round's eight
-// tokens belong to eight different words, and m is the token's nibble in its word.
-__device__ inline int value_token(int g, int m) {
-  return 32 * (g >> 2) + 8 * (m & 3) + 2 * (g & 3) + (m >> 2);
+// The bytes of four words, transposed: byte k of out[s] is byte s of in[k].
+__device__ inline void transpose_bytes(const std::uint32_t (&in)[4], std::uint32_t (&out)[4]) {
+  const std::uint32_t low01 = __byte_perm(in[0], in[1], 0x5140), high01 = __byte_perm(in[0], in[1], 0x7362);
+  const std::uint32_t low23 = __byte_perm(in[2], in[3], 0x5140), high23 = __byte_perm(in[2], in[3], 0x7362);
+  out[0] = __byte_perm(low01, low23, 0x5410);
+  out[1] = __byte_perm(low01, low23, 0x7632);
+  out[2] = __byte_perm(high01, high23, 0x5410);
+  out[3] = __byte_perm(high01, high23, 0x7632);
 }
 
 // Nibble x of word m becomes nibble m of word x.
@@ -59,7 +63,7 @@ __device__ inline void store_value_codes(const PrefillValues& values, const Part
   if (bits == 4) {
 #pragma unroll
     for (int x = 0; x < 8; ++x) {
-      auto* to = reinterpret_cast<uint4*>(words + 4 * kQuadDim * i + unit + 16 * x);
+      auto* to = reinterpret_cast<uint4*>(words + 4 * kLaneDim * i + unit + 16 * x);
       uint4 four{out[0][x], out[1][x], out[2][x], out[3][x]};
       if (!part.opens && valid != ~0u) {
         const uint4 old = *to;
@@ -77,7 +81,7 @@ __device__ inline void store_value_codes(const PrefillValues& values, const Part
   };
   const std::uint32_t valid2 = narrow(valid, i) | __shfl_xor_sync(~0u, narrow(valid, i), 16);
   const std::uint32_t valid1 = top(valid, i) | __shfl_xor_sync(~0u, top(valid, i), 16);
-  auto* tops = reinterpret_cast<std::uint16_t*>(area + 16 * kQuadDim);
+  auto* tops = reinterpret_cast<std::uint16_t*>(area + 16 * kLaneDim);
   const bool merges = !part.opens && valid2 != ~0u;
 #pragma unroll
   for (int x = 0; x < 8; ++x) {
@@ -101,62 +105,66 @@ __device__ inline void store_value_codes(const PrefillValues& values, const Part
   }
 }
 
-__device__ inline void encode_values(const EncodeCall& call, const Part& part, int head,
-                                     PrefillShared& shared) {
-  const EncodeArgs& a = call.args;
-  const PageFormat& format = a.pages.format;
-  const int lane = static_cast<int>(threadIdx.x & 31), warp = static_cast<int>(threadIdx.x / 32);
-  const int g = lane >> 2, q = lane & 3;
-  PrefillValues& values = shared.values(warp);
-  const uint4* table = shared.value_table + (lane & (kTableCopies - 1));
-  const auto present = [&](int m) {
-    const int t = value_token(g, m);
-    return t >= part.begin && t < part.end;
-  };
-  const auto fetch = [&](int m) {
-    prefetch(a.values, part.row + value_token(g, m) - part.begin, head, present(m), shared);
-  };
-  fetch(0);
-  const float* signs = a.basis.value_signs + static_cast<std::int64_t>(head) * kQuadDim;  // +-1
-  for (int pair = lane; pair < kQuadDim / 2; pair += 32) {
-    const float2 two = reinterpret_cast<const float2*>(signs)[pair];
-    values.signs[pair] = __float_as_uint(two.x) >> 31 << 15 | __float_as_uint(two.y) >> 31 << 31;
-  }
-  __syncwarp();
-  for (int m = 0; m < 8; ++m) {
-    const int t = value_token(g, m);
-    float y[kQuadLane];
+__device__ inline void fetch_values(const EncodeCall& call, const PrefillTask& task, int half,
+                                    PrefillValues& values) {
+  if (half == 0) prefetch_signs(call.args.basis.value_signs, task.head, values.signs);
+  prefetch_rows(call.args.values, task.part, task.head, 32 * half, values.raw);
+}
+
+// Not in the template below: nvcc 13.0's front end fails on a template called from one.
+__device__ inline LaneCodes search_values(const EncodeCall& call, const LaneVector& u, float norm,
+                                          const LaneTable& table) {
+  const int bits = call.args.pages.format.v_bits;
+  return lane_search<ValueOrder>(u, norm, call.levels_numerator, table, magnitudes_of(bits, false), bits);
+}
+
+// The first half of the task's values has been fetched; then the next one's is.
+template <DType kType>
+__device__ inline void encode_values(const EncodeCall& call, const PrefillTurn& turn, const LaneTable& table,
+                                     PrefillValues& values) {
+  const PageFormat& format = call.args.pages.format;
+#pragma unroll 1
+  for (int half = 0; half < 2; ++half) {
+    LaneVector y;
     wait_for_prefetch();
+    __syncwarp();
+    if (half == 0) {
 #pragma unroll
-    for (int piece = 0; piece < 4; ++piece) {
-      uint4 raw = shared.raw[piece][threadIdx.x];
-      const uint4 flip = *reinterpret_cast<const uint4*>(&values.signs[16 * q + 4 * piece]);
-      raw = {raw.x ^ flip.x, raw.y ^ flip.y, raw.z ^ flip.z, raw.w ^ flip.w};
-      unpack_eight(a.values.dtype, raw, y + 8 * piece);
+      for (int at = static_cast<int>(threadIdx.x & 31); at < kLaneDim / 2; at += 32) {
+        const float2 two = reinterpret_cast<const float2*>(values.signs)[at];
+        values.flips[at] = __float_as_uint(two.x) >> 31 << 15 | __float_as_uint(two.y) >> 31 << 31;
+      }
+      __syncwarp();
     }
-    if (m < 7) fetch(m + 1);
-    quad_hadamard(y);
 #pragma unroll
-    for (int j = 0; j < kQuadLane; ++j) y[j] = __fmul_rn(y[j], call.rotation_scale);
-    const float squared = quad_squared_norm([&](int j) { return y[j]; }), norm = square_root(squared);
+    for (int piece = 0; piece < 16; ++piece) {
+      uint4 raw = values.raw.piece(piece);
+      const uint4 flip = *reinterpret_cast<const uint4*>(&values.flips[4 * piece]);
+      raw = {raw.x ^ flip.x, raw.y ^ flip.y, raw.z ^ flip.z, raw.w ^ flip.w};
+      unpack_eight(kType, raw, y + 8 * piece);
+    }
+    __syncwarp();
+    if (half == 0) fetch_values(call, *turn.current(), 1, values);
+    else if (turn.following() != nullptr) fetch_values(call, *turn.following(), 0, values);
+    lane_hadamard(y);
 #pragma unroll
-    for (int j = 0; j < kQuadLane; ++j) y[j] = __fadd_rn(y[j], 0.0f);  // -0 is not below 0
-    QuadCodes codes =
-        quad_search<ValueOrder>(y, norm, call.levels_numerator, table, format.v_bits, shared.scores[warp]);
-    const float2 settled = settle(codes, norm, is_finite(squared));
-    *reinterpret_cast<uint4*>(&values.codes[t][4 * q]) =
-        uint4{codes.words[0], codes.words[1], codes.words[2], codes.words[3]};
-    if (q == 0) values.norms[t] = settled;
+    for (int j = 0; j < kLaneDim; ++j) y[j] = __fmaf_rn(y[j], call.rotation_scale, 0.0f);  // nowhere -0
+    const float squared = lane_squared_norm([&](int j) { return y[j]; }), norm = square_root(squared);
+    LaneCodes codes = search_values(call, y, norm, table);
+    const std::uint32_t scale =
+        settle(codes, norm, is_finite(squared), stored_scale_unit(format.v_bits, false));
+    const int t = 32 * half + this_pair().token % 32;
+    store_codes(codes, values.codes[t]);
+    const PrefillTask* task = turn.current();
+    const Part& part = task->part;
+    const bool present = t >= part.begin && t < part.end;
+    if (part.opens || present)
+      reinterpret_cast<std::uint16_t*>(task->page + format.v_scales_offset())[core::scale_index(t)] =
+          static_cast<std::uint16_t>(present ? scale : 0);
   }
+  const PrefillTask* task = turn.current();
   __syncwarp();
-  std::uint8_t* page = page_of(a, part, part.page, head);
-  store_value_codes(values, part, format.v_bits, page + format.v_codes_offset());
-  auto* scales = reinterpret_cast<std::uint16_t*>(page + format.v_scales_offset());
-#pragma unroll
-  for (int t = lane; t < kPageTokens; t += 32)
-    if (part.opens || (t >= part.begin && t < part.end))
-      scales[core::scale_index(t)] =
-          static_cast<std::uint16_t>(scale_of(values.norms[t], stored_scale_unit(format.v_bits, false)));
+  store_value_codes(values, task->part, format.v_bits, task->page + format.v_codes_offset());
   __syncwarp();
 }
 

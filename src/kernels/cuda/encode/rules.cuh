@@ -102,11 +102,17 @@ __device__ inline std::int64_t first_slot(const EncodeCall& call, int i) {
   return call.slot_is_row ? row : (row + kSlotSlack * i) / kPageTokens;
 }
 
+__device__ inline bool find_part_of_slot(const EncodeCall& call, int sequence, std::int64_t slot, Part& out) {
+  const Sequences& sequences = call.args.sequences;
+  const std::int64_t first_page = sequences.lengths[sequence] > start_of(sequences, sequence)
+                                      ? sequences.lengths[sequence] / kPageTokens
+                                      : start_of(sequences, sequence) / kPageTokens;
+  return find_part(sequences, sequence, first_page + slot - first_slot(call, sequence), out);
+}
 // A whole warp calls it: each round divides the candidates by 32.
 __device__ inline bool find_slot(const EncodeCall& call, std::int64_t slot, Part& out) {
-  const Sequences& sequences = call.args.sequences;
   const int lane = static_cast<int>(threadIdx.x & 31);
-  int first = 0, candidates = sequences.count;  // the sequence is among first .. first + candidates - 1
+  int first = 0, candidates = call.args.sequences.count;  // first .. first + candidates - 1
   while (candidates > 1) {
     const int step = (candidates + 31) / 32, mine = lane * step;
     const bool reached = mine < candidates && first_slot(call, first + mine) <= slot;
@@ -114,10 +120,16 @@ __device__ inline bool find_slot(const EncodeCall& call, std::int64_t slot, Part
     first += last * step;
     candidates = candidates - last * step < step ? candidates - last * step : step;
   }
-  const std::int64_t first_page = sequences.lengths[first] > start_of(sequences, first)
-                                      ? sequences.lengths[first] / kPageTokens
-                                      : start_of(sequences, first) / kPageTokens;
-  return find_part(sequences, first, first_page + slot - first_slot(call, first), out);
+  return find_part_of_slot(call, first, slot, out);
+}
+// The same by one thread.
+__device__ inline bool find_slot_alone(const EncodeCall& call, std::int64_t slot, Part& out) {
+  int first = 0, end = call.args.sequences.count;
+  while (end - first > 1) {
+    const int middle = first + (end - first) / 2;
+    (first_slot(call, middle) <= slot ? first : end) = middle;
+  }
+  return find_part_of_slot(call, first, slot, out);
 }
 
 // The fringe's vectors of position p, [head_dim] keys then [head_dim] values; null: it holds none.

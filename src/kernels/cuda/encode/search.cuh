@@ -8,16 +8,6 @@
 // Rules 4 to 6 of kernels/encode_rules.h by a warp on one vector.
 namespace turboquant::kernels::cuda {
 
-// The bytes of four words, transposed: byte k of out[s] is byte s of in[k].
-__device__ inline void transpose_bytes(const std::uint32_t (&in)[4], std::uint32_t (&out)[4]) {
-  const std::uint32_t low01 = __byte_perm(in[0], in[1], 0x5140), high01 = __byte_perm(in[0], in[1], 0x7362);
-  const std::uint32_t low23 = __byte_perm(in[2], in[3], 0x5140), high23 = __byte_perm(in[2], in[3], 0x7362);
-  out[0] = __byte_perm(low01, low23, 0x5410);
-  out[1] = __byte_perm(low01, low23, 0x7632);
-  out[2] = __byte_perm(high01, high23, 0x5410);
-  out[3] = __byte_perm(high01, high23, 0x7632);
-}
-
 template <int C>
 struct Coded {
   std::uint32_t scale;     // fp16 bits, without a key's sign
@@ -25,10 +15,27 @@ struct Coded {
 };
 
 struct SearchTable {
-  const LevelRow* rows;  // in shared or global memory
+  const LevelTable* levels;  // in shared or global memory
   int bits;
+  Magnitudes magnitudes;
   float unit;  // stored_scale_unit()
 };
+
+// The magnitudes of the codes in the low four nibbles of `codes`, whose bits 3 are 0, as bytes.
+__device__ inline std::uint32_t magnitudes_at(const Magnitudes& table, std::uint32_t codes) {
+  return __byte_perm(table.low, table.high, codes);
+}
+
+// Eight candidates' errors in the halfwords of four words to the number of the least, the first of equals.
+__device__ inline std::uint32_t least_of(const std::uint32_t (&errors)[4]) {
+  std::uint32_t best = ~0u;
+#pragma unroll
+  for (std::uint32_t w = 0; w < 4; ++w) {
+    best = min(best, (errors[w] & 0xffffu) << 3 | 2 * w);
+    best = min(best, errors[w] >> 16 << 3 | (2 * w + 1));
+  }
+  return best & 7u;
+}
 
 // u in a warp's lanes, of norm n (the same in every lane).
 template <int C>
@@ -40,60 +47,56 @@ __device__ inline Coded<C> search(const float (&u)[C], float norm, int head_dim,
   for (int j = 0; j < C; ++j) out.codes[j] = 0;
   if (norm < kSmallestNorm) return out;
 
-  const int lane = lane_id();
-  const bool holds = lane * C < head_dim;
+  const bool holds = lane_id() * C < head_dim;
   const float levels_per_unit = __fdiv_rn(levels_numerator, norm);
-  std::uint32_t indices[C], with_level[core::kSearchScales] = {}, sums[core::kSearchScales] = {},
-                            squares[core::kSearchScales] = {};
+  std::uint32_t indices[C], winner;
+  const auto add_errors = [&](int first, int count, std::uint32_t(&errors)[4]) {
 #pragma unroll
-  for (int j0 = 0; j0 < C; j0 += 4) {
-    std::uint32_t words[3][4] = {};  // of four coordinates; zero beyond head_dim
-#pragma unroll
-    for (int k = 0; k < 4 && j0 + k < C; ++k) {
-      const float scaled = __fmul_rn(fabsf(u[j0 + k]), levels_per_unit);
+    for (int j = first; j < first + count; ++j) {
+      const float scaled = __fmul_rn(fabsf(u[j]), levels_per_unit);
       const int level =
           scaled < static_cast<float>(core::kMaxLevel) ? static_cast<int>(scaled) : core::kMaxLevel;
-      const uint4 row = holds ? *reinterpret_cast<const uint4*>(table.rows + level) : uint4{0, 0, 0, 0};
-      words[0][k] = row.x;
-      words[1][k] = row.y;
-      words[2][k] = row.z;
-      indices[j0 + k] = row.w;
+      indices[j] = table.levels->indices[level];
+      if (!holds) continue;
+      const uint4 row = *reinterpret_cast<const uint4*>(table.levels->errors + level);
+      errors[0] += row.x;
+      errors[1] += row.y;
+      errors[2] += row.z;
+      errors[3] += row.w;
     }
-    std::uint32_t columns[12];
+  };
+  if constexpr (C <= 4) {  // up to 128 coordinates: halfwords do
+    std::uint32_t errors[4] = {};
+    add_errors(0, C, errors);
 #pragma unroll
-    for (int w = 0; w < 3; ++w) {
-      std::uint32_t four[4];
-      transpose_bytes(words[w], four);
+    for (std::uint32_t& word : errors) word = __reduce_add_sync(~0u, word);
+    winner = least_of(errors);
+  } else {
+    std::uint32_t sums[core::kSearchScales] = {}, best = ~0u;
 #pragma unroll
-      for (int k = 0; k < 4; ++k) columns[4 * w + k] = four[k];
+    for (int first = 0; first < C; first += 8) {
+      std::uint32_t errors[4] = {};  // of eight coordinates: below 8 x 8,192
+      add_errors(first, 8, errors);
+#pragma unroll
+      for (int s = 0; s < core::kSearchScales; ++s)
+        sums[s] += s % 2 == 0 ? errors[s / 2] & 0xffffu : errors[s / 2] >> 16;
     }
 #pragma unroll
-    for (int s = 0; s < core::kSearchScales; ++s) {
-      with_level[s] = __dp4a(columns[s], columns[9], with_level[s]);
-      sums[s] = __dp4a(columns[s], 0x01010101u, sums[s]);
-      squares[s] = __dp4a(columns[s], columns[s], squares[s]);
-    }
+    for (std::uint32_t s = 0; s < core::kSearchScales; ++s)
+      best = min(best, __reduce_add_sync(~0u, sums[s]) << 3 | s);
+    winner = best & 7u;
   }
-  // Lane s gets A and B of scale s; the others repeat scale 0.
-  std::uint32_t a = 0, b = 0;
-#pragma unroll
-  for (int s = 0; s < core::kSearchScales; ++s) {
-    const std::uint32_t a_s = __reduce_add_sync(~0u, 2 * with_level[s] + sums[s]);
-    const std::uint32_t b_s = __reduce_add_sync(~0u, squares[s]);
-    if (s == 0 || lane == s) {
-      a = a_s;
-      b = b_s;
-    }
-  }
-  const float a_float = __int2float_rn(static_cast<int>(a)), b_float = __int2float_rn(static_cast<int>(b));
-  const float score = __fdiv_rn(__fmul_rn(a_float, a_float), b_float);  // positive: ordered like its bits
-  const std::uint32_t best = __reduce_max_sync(~0u, __float_as_uint(score));
-  const int winner = __ffs(static_cast<int>(__ballot_sync(~0u, __float_as_uint(score) == best))) - 1;
-  const float best_norm = __shfl_sync(~0u, b_float, winner);
-  out.scale = half_bits_clamped(__fdiv_rn(__fmul_rn(table.unit, norm), __fsqrt_rn(best_norm)));
   const std::uint32_t sign = 1u << (table.bits - 1);
+  std::uint32_t squares = 0;
 #pragma unroll
-  for (int j = 0; j < C; ++j) out.codes[j] = (indices[j] >> (3 * winner) & 7u) | (u[j] < 0.0f ? sign : 0u);
+  for (int j = 0; j < C; ++j) {
+    const std::uint32_t index = indices[j] >> (4 * winner) & 7u;
+    const std::uint32_t magnitude = magnitudes_at(table.magnitudes, index) & 0xffu;
+    if (holds) squares += magnitude * magnitude;
+    out.codes[j] = index | (u[j] < 0.0f ? sign : 0u);
+  }
+  const float best_norm = __int2float_rn(static_cast<int>(__reduce_add_sync(~0u, squares)));
+  out.scale = half_bits_clamped(__fdiv_rn(__fmul_rn(table.unit, norm), __fsqrt_rn(best_norm)));
   return out;
 }
 
