@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_c
 
   if (ring.begin >= ring.end) {  // in no team
 #pragma unroll
-    for (int i = 0; i < S::kTeamBarriers; ++i) __syncthreads();
+    for (int i = 0; i < S::kTeamBarriers; ++i) Team::sync_teams();
   }
   const auto tables = tables_of<S>(p.a.pages.format);
   Running<S> running;

@@ -162,8 +162,7 @@ __device__ __forceinline__ void make_queries(const Params& p, const Sequence& se
       load_tile<S>(p, sequence, first_row + tile * kTileRows, kv_head, raw);
     }
     if (team.member == 0) round_tile<S>(p, raw, signs, staged);
-    if (team.all) __syncthreads();
-    else __syncwarp();
+    team.sync();
     take_tile<S>(p, sequence, tile, first_row, staged - team.member * kTileRows * S::kStride, out);
   }
   __syncwarp();

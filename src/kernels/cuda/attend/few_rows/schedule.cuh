@@ -113,7 +113,13 @@ __device__ __forceinline__ Segment segment_of(const Params& p, const int* sums, 
 struct Team {
   int slot;             // the warp in whose shared memory they are
   int member, members;  // this warp's number
-  bool all;             // every warp of the CTA is in a team
+  bool all;             // every warp of the CTA is in a team, or waits for them
+  __device__ void sync() const {
+    if (all) sync_teams();
+    else __syncwarp();
+  }
+  // A barrier of its own, as warps without units come to it elsewhere than those of teams.
+  static __device__ void sync_teams() { asm volatile("bar.sync 5, %0;" ::"n"(kWarps * 32) : "memory"); }
 };
 
 // The same value in every lane, said so that the compiler knows it: branches on it then cost no divergence

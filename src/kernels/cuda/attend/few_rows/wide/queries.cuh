@@ -45,10 +45,6 @@ __device__ __forceinline__ void make_queries(const Params& p, const Sequence& se
   constexpr int kGroups = S::kDim / 4;  // of 4 coordinates
   const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2;
   const int rows = sequence.tokens * p.group;
-  const auto sync = [&] {
-    if (team.all) __syncthreads();
-    else __syncwarp();
-  };
   float signs_here[kEach<S::kDim>];
   load_signs<S::kDim>(signs, signs_here);
   int* exponents = reinterpret_cast<int*>(out.shared + S::kQueryOperands);  // [tiles], of their units
@@ -92,7 +88,7 @@ __device__ __forceinline__ void make_queries(const Params& p, const Sequence& se
     }
     __syncwarp();
   }
-  sync();
+  team.sync();
   const int mine = exponents[lane % S::kQueryTiles], common = __reduce_max_sync(~0u, mine);
   out.unit = __uint_as_float(static_cast<std::uint32_t>(common) << 23) * p.query_unit;
 #pragma unroll
@@ -110,7 +106,7 @@ __device__ __forceinline__ void make_queries(const Params& p, const Sequence& se
       x = {times(x.x, factors[0]), times(x.y, factors[1]), times(x.z, factors[0]), times(x.w, factors[1])};
     }
   }
-  sync();
+  team.sync();
   if constexpr (S::kQueriesInRegisters) {
 #pragma unroll
     for (int s = 0; s < S::kSteps; ++s) out.operands[s] = out.read(s, 0);
