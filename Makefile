@@ -9,7 +9,7 @@ export CTEST_PARALLEL_LEVEL := $(JOBS)
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
-.PHONY: help setup build package test test-cpp test-python demo asan tsan bench bench-attend bench-layout gpu-build gpu-test gpu-test-cpp gpu-test-python gpu-sanitize gpu-bench gpu-map gpu-ladder wheel format format-check tidy clean
+.PHONY: help setup build package test test-cpp test-python demo asan tsan bench bench-attend bench-fidelity bench-layout gpu-build gpu-test gpu-test-cpp gpu-test-python gpu-sanitize gpu-bench gpu-map gpu-ladder wheel format format-check tidy clean
 
 help:
 	@echo "make test    set up, build, run every CPU test (C++ and Python)"
@@ -17,6 +17,7 @@ help:
 	@echo "make asan    the C++ tests with address and undefined-behaviour checks (tsan: data races)"
 	@echo "make bench   the C++ benchmarks; results in build/bench/*.json"
 	@echo "make bench-attend  decode attention from pages beside torch's SDPA"
+	@echo "make bench-fidelity  what caches of all kinds cost a model; hours on two cores, resumable (FIDELITY_ARGS='--variants ^recipe')"
 	@echo "make bench-layout  loops over the page layout, one core (needs only cmake and a compiler)"
 	@echo "make gpu-test    every test that needs a GPU (C++ and Python); needs nvcc, cmake, GoogleTest, torch, pytest"
 	@echo "make gpu-sanitize  compute-sanitizer over a part of them that meets every kernel (minutes)"
@@ -65,6 +66,10 @@ bench:
 
 bench-attend: package
 	$(PYTHON) -P benchmarks/attend_cpu.py --json build/attend_cpu.json $(ATTEND_ARGS)
+
+bench-fidelity: package
+	$(PYTHON) benchmarks/measure_fidelity.py run $(FIDELITY_ARGS)
+	$(PYTHON) benchmarks/measure_fidelity.py report --json build/fidelity/report.json --plot build/fidelity/report.png
 
 # COMMIT names the sources where there is no git, LAYOUT_ARGS goes to the program.
 COMMIT ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
