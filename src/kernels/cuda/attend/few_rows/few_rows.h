@@ -3,8 +3,8 @@
 
 #include "kernels/cuda/attend/few_rows/params.h"
 
-// Host side of few_rows: attend by int8 tensor cores, for sequences of at most most_rows (query, head of the
-// group) pairs a KV head. 16-bit queries; head_dim 64, 80, 96, 128, 192 or 256.
+// Host side of few_rows: attend by int8 tensor cores, or fp16 ones above 8 rows, for sequences of at most
+// most_rows (query, head of the group) pairs a KV head. 16-bit queries; head_dim 64, 80, 96, 128, 192 or 256.
 namespace turboquant::kernels::cuda::few_rows {
 
 // Whether there is a kernel for this call's format and sizes, and this device's shared memory holds it.

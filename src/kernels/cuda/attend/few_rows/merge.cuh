@@ -139,34 +139,58 @@ __device__ __forceinline__ void note_segment(const Cta<S>& cta, const Segment& s
         {sequence.first_token, rows, sequence.length, sequence.start}};
 }
 
-// Row `row` of a segment: the sum of its streams' parts is its output where this CTA did all of it. Else it
-// is this CTA's part, and whoever leaves the last part of the row adds all of them. `first`: the stream that
-// has the segment's first units here.
+// Rows of a segment, kFinishRows from `row` on: the sums of their streams' parts are their outputs where this
+// CTA did all of it. Else they are this CTA's part, and whoever leaves the last part of the rows adds all of
+// them. `first`: the stream that has the segment's first units here.
 template <class S>
-__device__ __forceinline__ void merge_segment_row(const Cta<S>& cta, const Record& segment, int first,
-                                                  bool begins_here, int row) {
+__device__ __forceinline__ void merge_segment_rows(const Cta<S>& cta, const Record& segment, int first,
+                                                   bool begins_here, int row) {
+  constexpr int kRows = S::kFinishRows;
   const Params& p = cta.p;
   const int lane = static_cast<int>(threadIdx.x & 31);
+  const int rows = kRows == 1 ? 1 : min(kRows, segment.rows - row);  // that exist
   int count = segment.streams;
   bool all = segment.ctas == 1, of_ctas = false;  // nothing else is to be added; parts are those of CTAs
-  Own<S, 1> own;
+  Own<S, kRows> own;
 #pragma unroll 1
   for (;;) {
     if (all) own.ask(p, segment.ending, segment.first_row + row, cta.kv_head);
-    Merged<S> merged = merge_row<S>(row, count, [&](int k) {
-      if (of_ctas) return cta.cta_part(segment.first_cta + k, k == 0);
-      return segment.tail_first && k == count - 1 ? cta.first_part(first + k) : cta.last_part(first + k);
-    });
-    if (all) {
-      finish_rows<S, 1>(p, segment.ending, own, segment.first_row + row, cta.kv_head, cta.signs,
-                        merged.values, cta.staged, merged.maximum, merged.sum);
-      return;
-    }
     const Part<S> out = cta.cta_part(cta.index, begins_here);
-    store_lane<S::kDim>(out.values(row), lane, merged.values[0]);
-    if (lane == 0) {
-      out.maximum(row) = merged.maximum;
-      out.sum(row) = merged.sum;
+    RowsInLanes<S::kDim, kRows> x;
+    float maximum = kUnseen, sum = 0;  // of row lane % kRows
+#pragma unroll 1
+    for (int r = 0; r < rows; ++r) {
+      Merged<S> merged = merge_row<S>(row + r, count, [&](int k) {
+        if (of_ctas) return cta.cta_part(segment.first_cta + k, k == 0);
+        return segment.tail_first && k == count - 1 ? cta.first_part(first + k) : cta.last_part(first + k);
+      });
+      if (lane % kRows == r) {
+        maximum = merged.maximum;
+        sum = merged.sum;
+      }
+      if (!all) {
+        store_lane<S::kDim>(out.values(row + r), lane, merged.values[0]);
+        if (lane == 0) {
+          out.maximum(row + r) = merged.maximum;
+          out.sum(row + r) = merged.sum;
+        }
+      } else if constexpr (kRows > 1) {  // registers have no index
+        store_lane<S::kDim>(cta.staged + r * S::kStride, lane, merged.values[0]);
+      } else {
+#pragma unroll
+        for (int i = 0; i < kEach<S::kDim>; ++i) x[0][i] = merged.values[0][i];
+      }
+    }
+    if (all) {
+      if constexpr (kRows > 1) {
+        __syncwarp();
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) load_lane<S::kDim>(cta.staged + r * S::kStride, x[r]);
+        __syncwarp();
+      }
+      finish_rows<S, kRows>(p, segment.ending, own, segment.first_row + row, cta.kv_head, cta.signs, x,
+                            cta.staged, maximum, sum);
+      return;
     }
     count = segment.ctas;
     if (!cta.is_last(segment.first_cta, row, count)) return;
@@ -174,16 +198,17 @@ __device__ __forceinline__ void merge_segment_row(const Cta<S>& cta, const Recor
   }
 }
 
-// Adds the parts of all segments that streams share. Row r of one that begins in stream s is for warp
-// s kSharing + r (mod 8), of one that an earlier CTA began for warp 4 + r.
+// Adds the parts of all segments that streams share, kFinishRows rows at a time. The r-th such rows of one
+// that begins in stream s are for warp s kSharing + r (mod 8), of one that an earlier CTA began for warp 4 +
+// r.
 template <class S>
 __device__ __forceinline__ void merge(const Cta<S>& cta) {
   const int warp = uniform(static_cast<int>(threadIdx.x >> 5)), lane = static_cast<int>(threadIdx.x & 31);
-  // Lane r: whether this warp has a row r to do.
+  // Lane r: whether this warp has r-th rows to do.
   const int place = (warp - lane) & (kWarps - 1);
   const int begun_rows = cta.records[place / S::kSharing].rows, earlier_rows = cta.records[S::kStreams].rows;
-  std::uint32_t begun = __ballot_sync(~0u, place % S::kSharing == 0 && lane < begun_rows);
-  std::uint32_t earlier = __ballot_sync(~0u, place == kWarps / 2 && lane < earlier_rows);
+  std::uint32_t begun = __ballot_sync(~0u, place % S::kSharing == 0 && lane * S::kFinishRows < begun_rows);
+  std::uint32_t earlier = __ballot_sync(~0u, place == kWarps / 2 && lane * S::kFinishRows < earlier_rows);
 #pragma unroll 1
   while ((begun | earlier) != 0) {
     const bool begins_here = begun != 0;
@@ -191,7 +216,8 @@ __device__ __forceinline__ void merge(const Cta<S>& cta) {
     if (begins_here) begun &= begun - 1;
     else earlier &= earlier - 1;
     const int first = begins_here ? ((warp - row) & (kWarps - 1)) / S::kSharing : 0;
-    merge_segment_row<S>(cta, cta.records[begins_here ? first : S::kStreams], first, begins_here, row);
+    merge_segment_rows<S>(cta, cta.records[begins_here ? first : S::kStreams], first, begins_here,
+                          row * S::kFinishRows);
   }
 }
 

@@ -29,6 +29,7 @@ struct Shape {
   static constexpr int kScores = kStep / 8;         // of a row that a lane has in a step
   static constexpr int kRows = kTiles * kTileRows;  // of a warp
   static constexpr int kTileTotal = kRows;          // of a row tile
+  static constexpr int kFinishRows = 1;             // that a warp merges and finishes at a time
   static constexpr int kQueryWords = kDim / 16;     // registers of a query's B operand: 16 coordinates each
   static constexpr int kSums = kDim / 8;            // coordinates of a row a lane sums: 2 of each 16
   static constexpr int kStride = (kDim + 31) / 32 * 32 + 16;  // of staged rows, in floats

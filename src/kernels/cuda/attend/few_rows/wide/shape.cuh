@@ -20,6 +20,7 @@ struct WideShape {
   static constexpr int kTileTotal = kRows * kSharing;         // rows of a row tile
   static constexpr int kBlocks = kRows / 16;                  // MMAs' rows
   static constexpr int kSteps = kDim / 16;                    // of a score product
+  static constexpr int kFinishRows = kTileRows;               // that a warp merges and finishes at a time
   static constexpr int kStride = (kDim + 31) / 32 * 32 + 16;  // of staged rows, in floats
   static constexpr bool kQueriesInRegisters = kBlocks == 1 && kDim <= 128;
   static constexpr int kQueryTiles = kRows / kTileRows;
