@@ -97,22 +97,22 @@ __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_c
     prefetch_rows<S>(p, sequence, first_row + tile * kTileRows, kv_head);
   }
   Team team{warp, 0, 1, false};
-  if (S::kTeamBarriers > 0) team = first_team<S>(cta, segment, stream, in_stream);
+  if (S::kTeams) {
+    if (ring.begin < ring.end) team = first_team<S>(cta, segment, stream, in_stream);
+    else team = {warp, kIdle, kIdle, true};
+  }
   if (ring.begin < ring.end && in_stream == 0) note_segment<S>(cta, segment, sequence, stream, lane);
   if (p.a.settled) {
     wait_for_previous_kernel();
     let_next_kernel_start();
   }
 
-  if (ring.begin >= ring.end) {  // in no team
-#pragma unroll
-    for (int i = 0; i < S::kTeamBarriers; ++i) Team::sync_teams();
-  }
   const auto tables = tables_of<S>(p.a.pages.format);
   Running<S> running;
   bool keeps_part = false;
+  int unit = ring.begin;
 #pragma unroll 1
-  for (int unit = ring.begin; unit < ring.end;) {
+  for (bool first = S::kTeams; first || unit < ring.end; first = false) {  // idle warps come along once
     if (unit > ring.begin) {
       team = {warp, 0, 1, false};
       segment = segment_of<S>(p, sums, unit, sequence);
@@ -127,6 +127,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_c
 #pragma unroll 1
     for (; ahead > 0; --ahead) ring.issue();
     make_queries<S>(p, sequence, first_row, kv_head, team, rows, signs, staged, queries);
+    if (unit >= ring.end) break;
     running.clear();
     const int end = uniform(min(segment.end, ring.end)), pages = uniform(sequence.pages);
 #pragma unroll 1

@@ -153,6 +153,7 @@ template <Narrow S>
 __device__ __forceinline__ void make_queries(const Params& p, const Sequence& sequence, int first_row,
                                              int kv_head, const Team& team, RawRows<S::kDim, kTileRows>& raw,
                                              const float* signs, float* staged, Queries<S>& out) {
+  const int warp = static_cast<int>(threadIdx.x >> 5);
   out.lowest_of_all = INT_MAX;
   out.highest_of_all = 0;
 #pragma unroll
@@ -163,7 +164,7 @@ __device__ __forceinline__ void make_queries(const Params& p, const Sequence& se
     }
     if (team.member == 0) round_tile<S>(p, raw, signs, staged);
     team.sync();
-    take_tile<S>(p, sequence, tile, first_row, staged - team.member * kTileRows * S::kStride, out);
+    take_tile<S>(p, sequence, tile, first_row, staged + (team.slot - warp) * kTileRows * S::kStride, out);
   }
   __syncwarp();
   out.lowest_of_all = __reduce_min_sync(~0u, out.lowest_of_all);

@@ -109,18 +109,17 @@ __device__ __forceinline__ Segment segment_of(const Params& p, const int* sums, 
   return {low, tile, begin, begin + units};
 }
 
-// Warps that make the same queries.
+// Warps that make the same queries. In a CTA whose warps are all in teams, or idle, they meet at one barrier.
 struct Team {
   int slot;             // the warp in whose shared memory they are
   int member, members;  // this warp's number
-  bool all;             // every warp of the CTA is in a team, or waits for them
+  bool all;             // every warp of the CTA is in a team
   __device__ void sync() const {
-    if (all) sync_teams();
+    if (all) __syncthreads();
     else __syncwarp();
   }
-  // A barrier of its own, as warps without units come to it elsewhere than those of teams.
-  static __device__ void sync_teams() { asm volatile("bar.sync 5, %0;" ::"n"(kWarps * 32) : "memory"); }
 };
+inline constexpr int kIdle = 64;  // the number of a warp that has nothing to do: more than there are tiles
 
 // The same value in every lane, said so that the compiler knows it: branches on it then cost no divergence
 // code.

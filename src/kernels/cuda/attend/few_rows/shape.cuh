@@ -22,8 +22,8 @@ struct Shape {
   static constexpr bool kWide = false;
   static constexpr int kDim = kHeadDim;
   static constexpr int kTiles = kTiles_, kBits = kBits_;
-  static constexpr int kTeamBarriers = kTiles == 1 ? 1 : 0;  // queries.cuh
-  static constexpr int kSharing = 1, kStreams = kWarps;      // a warp reads a stream of pages
+  static constexpr bool kTeams = kTiles == 1;  // warps that begin in one segment make its queries together
+  static constexpr int kSharing = 1, kStreams = kWarps;  // a warp reads a stream of pages
   static constexpr int kStep =
       kTiles == 1 || kDim <= 128 ? 64 : 32;         // tokens whose scores are in registers at once
   static constexpr int kScores = kStep / 8;         // of a row that a lane has in a step

@@ -14,7 +14,8 @@ namespace turboquant::kernels::cuda::few_rows {
 template <int kHeadDim, int kRows_, int kSharing_>
 struct WideShape {
   static constexpr bool kWide = true;
-  static constexpr int kBits = 0, kTeamBarriers = 2;
+  static constexpr int kBits = 0;
+  static constexpr bool kTeams = true;
   static constexpr int kDim = kHeadDim, kRows = kRows_, kSharing = kSharing_;
   static constexpr int kStreams = kWarps / kSharing;
   static constexpr int kTileTotal = kRows * kSharing;         // rows of a row tile
