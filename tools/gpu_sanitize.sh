@@ -11,5 +11,8 @@ FILTER=${FILTER:-Rotate.*:Balance.*:Encode.KeepsNan*:Encode.*LeftPadding:Encode.
 sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
 for tool in "${tools[@]}"; do
   echo "compute-sanitizer --tool $tool"
-  "$sanitizer" --tool "$tool" --error-exitcode 1 --print-limit 20 "$program" --gtest_brief=1 --gtest_filter="$FILTER"
+  more=()
+  # More mbarriers than it follows by default: 16 a block.
+  [[ $tool != synccheck ]] || more=(--num-cuda-barriers 65536)
+  "$sanitizer" --tool "$tool" "${more[@]}" --error-exitcode 1 --print-limit 20 "$program" --gtest_brief=1 --gtest_filter="$FILTER"
 done
