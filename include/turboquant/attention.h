@@ -96,8 +96,8 @@ struct EncodeArgs {
   Fringe fringe;
   Sequences sequences;
   Rows keys, values;  // [tokens, kv_heads, head_dim], one dtype
-  // CUDA only. True promises that keys, values, pages and the arrays of sequences were complete before the
-  // stream's previous kernel began (it is the attend of the same tokens, say): encode may then read them
+  // CUDA only. True promises that keys, values, pages, basis and the arrays of sequences were complete before
+  // the stream's previous kernel began (it is the attend of the same tokens, say): encode may then read them
   // while that kernel still runs, and lets the next kernel begin at once. It writes only after the previous
   // kernel has ended. In these promises a settled encode counts as a part of the kernel before it.
   bool settled = false;
@@ -141,10 +141,10 @@ struct AttendArgs {
   // leaves it ready for the next one on the same stream. Calls that may overlap need one each.
   void* workspace = nullptr;
   std::size_t workspace_bytes = 0;
-  // CUDA only. True promises that pages, fringe and the arrays of sequences were complete before the stream's
-  // previous kernel began, a settled encode counting as a part of the kernel before it: attend may then read
-  // them while those kernels still run. Queries and the call's own keys and values are read after they have
-  // ended, always.
+  // CUDA only. True promises that pages, fringe, basis and the arrays of sequences were complete before the
+  // stream's previous kernel began, a settled encode counting as a part of the kernel before it: attend may
+  // then read them while those kernels still run. Queries and the call's own keys and values are read after
+  // they have ended, always.
   bool settled = false;
 };
 
