@@ -62,18 +62,12 @@ __device__ __forceinline__ std::uint32_t clean_values(std::uint8_t* tile, std::u
 }
 
 // One tile. This lane's two tokens, slots g and g + 8, are at positions[0] and [1]; below 0: the slot is not
-// used.
+// used. Bits of slots: used; with NaN or infinity in their values (clean_values).
 template <Narrow S>
 __device__ __forceinline__ void attend_exact(const Params& p, std::uint8_t* tile, const Queries<S>& queries,
-                                             const int (&positions)[2], Running<S>& running) {
+                                             const int (&positions)[2], std::uint32_t used,
+                                             std::uint32_t spoiled, Running<S>& running) {
   const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
-  std::uint32_t used = 0;
-#pragma unroll
-  for (int j = 0; j < 2; ++j) used |= positions[j] >= 0 ? 1u << (g + 8 * j) : 0u;
-  used = __reduce_or_sync(~0u, used);
-  if (used == 0) return;
-  const std::uint32_t spoiled = clean_values<S>(tile, used);
-
   float c[S::kTiles][4] = {};
   const std::uint8_t* keys = tile + g * 4 * S::kDim + 8 * q;
 #pragma unroll
@@ -117,7 +111,7 @@ __device__ __forceinline__ void attend_exact(const Params& p, std::uint8_t* tile
     }
     running.sum[t] = fmaf(running.sum[t], steps[t].keep, sum * steps[t].gain);
     running.half_steps[t] *= steps[t].keep;
-    // As in weigh_page: even columns want the high part, odd ones the rest, of tokens 2 q (+ 8) and 2 q + 1
+    // As in weigh(): even columns want the high part, odd ones the rest, of tokens 2 q (+ 8) and 2 q + 1
     // (+ 8).
     const std::uint32_t near = __shfl_sync(~0u, odd ? low : high, source + 4 * odd);
     const std::uint32_t far = __shfl_sync(~0u, odd ? high : low, source + 4 - 4 * odd);
@@ -163,7 +157,11 @@ __device__ __forceinline__ void attend_piece(const Params& p, const Sequence& se
 #pragma unroll
   for (int j = 0; j < 2; ++j)
     positions[j] = fringe_position(p.a.fringe, sequence, piece * kExactTokens + g + 8 * j);
-  attend_exact<S>(p, tile, queries, positions, running);
+  std::uint32_t used = 0;
+#pragma unroll
+  for (int j = 0; j < 2; ++j) used |= positions[j] >= 0 ? 1u << (g + 8 * j) : 0u;
+  used = __reduce_or_sync(~0u, used);
+  if (used != 0) attend_exact<S>(p, tile, queries, positions, used, clean_values<S>(tile, used), running);
   sharing_sync<S>();
 }
 

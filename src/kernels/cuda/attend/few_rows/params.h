@@ -4,7 +4,7 @@
 #include "turboquant/attention.h"
 
 // What the host tells the few_rows kernel. A *row* is a (query, head of the group) pair of one sequence and
-// KV head; a row tile is up to kTiles * 4 rows a warp, times the warps that share a stream of pages.
+// KV head; a row tile is up to 4, 8, 16 or 32 of them, which a warp, or two that share pages, take at once.
 namespace turboquant::kernels::cuda::few_rows {
 
 inline constexpr int kWarps = 8;     // of a CTA; a multiprocessor holds one
@@ -14,7 +14,7 @@ inline constexpr int kMaxSequences = 4096;  // of a call
 inline constexpr int kSlotsAWarp =
     2;  // of a ring: more begin a call with a flood of copies that delays all else
 inline constexpr int kMaxStages = 8;     // slots of a stream
-inline constexpr int kExactTokens = 16;  // of the fringe or the call's own, in one MMA
+inline constexpr int kExactTokens = 16;  // of the fringe, in one MMA
 
 struct Params {
   AttendArgs a;
@@ -32,7 +32,7 @@ struct Params {
   float cap = 0;         // softcap * log2(e), 0: none
   float out_unit = 0;    // 1 / sqrt(d)
   float own_unit = 0;    // of q.k as the call gives them: scale log2(e), or scale / softcap
-  // Workspace. A part is what was summed of one row tile: [rows][d] values, then [rows] maxima and sums.
+  // Workspace. A part is what was summed of one row tile (finish.cuh).
   // [grid, rows of a tile], zero between calls: CTAs that have left their part of a row that they share with
   // later ones, at the first of them.
   int* arrivals = nullptr;

@@ -9,15 +9,9 @@ namespace turboquant::kernels::cuda::few_rows {
 
 template <Wide S>
 __device__ __forceinline__ void attend_exact(const Params& p, std::uint8_t* tile, const Queries<S>& queries,
-                                             const int (&positions)[2], Running<S>& running) {
+                                             const int (&positions)[2], std::uint32_t used,
+                                             std::uint32_t spoiled, Running<S>& running) {
   const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
-  std::uint32_t used = 0;
-#pragma unroll
-  for (int j = 0; j < 2; ++j) used |= positions[j] >= 0 ? 1u << (g + 8 * j) : 0u;
-  used = __reduce_or_sync(~0u, used);
-  if (used == 0) return;
-  const std::uint32_t spoiled = clean_values<S>(tile, used);
-
   float c[S::kBlocks][2][4];  // tokens 8 t + 2 q, + 1
   const std::uint8_t* keys = tile + g * 4 * S::kDim + 8 * q;
 #pragma unroll
