@@ -6,16 +6,10 @@
 
 #include "args.h"
 #include "call.h"
+#include "workspace.h"
 
 namespace turboquant::ops {
 namespace {
-
-// For one call. CUDA kernels count in it and expect zeros.
-Tensor new_workspace(const Tensor& like, std::size_t bytes) {
-  const std::int64_t size = static_cast<std::int64_t>(bytes);
-  return kDevice == DeviceType::kCuda ? torch::stable::new_zeros(like, {size}, ScalarType::Byte)
-                                      : torch::stable::new_empty(like, {size}, ScalarType::Byte);
-}
 
 std::tuple<Tensor, Tensor> attend(const Tensor& query, const OptionalTensor& keys,
                                   const OptionalTensor& values, const Tensor& token_starts,
@@ -72,11 +66,8 @@ std::tuple<Tensor, Tensor> attend(const Tensor& query, const OptionalTensor& key
   Tensor lse = torch::stable::new_empty(query, {sizes.tokens, q_heads}, ScalarType::Float);
   args.out = rows_of(out);
   args.lse = static_cast<float*>(lse.mutable_data_ptr());
-  const std::size_t needed = attend_workspace_bytes(args.pages.format, args.pages.kv_heads, args.q_heads,
-                                                    args.sequences.count, sizes.tokens, call.context());
-  const Tensor bytes = workspace ? *workspace : new_workspace(query, needed);
-  args.workspace = mutable_data({"workspace", bytes}, ScalarType::Byte, {{"bytes"}});
-  args.workspace_bytes = static_cast<std::size_t>(bytes.size(0));
+  const Tensor bytes = workspace ? *workspace : new_workspace(query, args, call.context());
+  set_workspace(bytes, args);
   require(turboquant::attend(args, call.context()));
   return {out, lse};
 }

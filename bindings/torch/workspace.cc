@@ -1,15 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 // attend_workspace_bytes: no tensor says which library to ask, so the one for the CPU asks the other, through
 // an operator that only that one implements.
+#include "workspace.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <array>
 
-#include "args.h"
 #include "call.h"
 
 namespace turboquant::ops {
+
+Tensor new_workspace(const Tensor& like, const AttendArgs& args, const Context& context) {
+  const std::int64_t size = static_cast<std::int64_t>(
+      turboquant::attend_workspace_bytes(args.pages.format, args.pages.kv_heads, args.q_heads,
+                                         args.sequences.count, args.sequences.tokens, context));
+  return kDevice == DeviceType::kCuda ? torch::stable::new_zeros(like, {size}, ScalarType::Byte)
+                                      : torch::stable::new_empty(like, {size}, ScalarType::Byte);
+}
+
+void set_workspace(const Tensor& workspace, AttendArgs& args) {
+  args.workspace = mutable_data({"workspace", workspace}, ScalarType::Byte, {{"bytes"}});
+  args.workspace_bytes = static_cast<std::size_t>(workspace.size(0));
+}
+
 namespace {
 
 std::int64_t bytes_on(const Context& context, std::int64_t head_dim, std::int64_t k_bits, std::int64_t v_bits,

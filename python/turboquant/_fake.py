@@ -66,6 +66,11 @@ def attend(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 
 @_fake
+def attend_encode(query: Tensor, *_: Any) -> Tensor:
+    return query.new_empty(query.shape)
+
+
+@_fake
 def random_signs(dim: int, seed: int) -> Tensor:
     return torch.empty(dim, dtype=torch.float32, device="cpu")
 

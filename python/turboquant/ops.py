@@ -40,6 +40,7 @@ from ._quantizer_ops import lloyd_max, mse_dequantize, mse_quantize, prod_dequan
 
 __all__ = [
     "attend",
+    "attend_encode",
     "attend_workspace_bytes",
     "balance",
     "decode",
@@ -186,6 +187,42 @@ def attend(
         _ops.attend.default, query, keys, values, token_starts, pages, page_table, lengths, starts, fringe,
         recent_starts, query_signs, value_signs, base, sinks, k_bits, v_bits, fringe_first, scale, softcap,
         window, settled, workspace,
+    )  # fmt: skip
+
+
+def attend_encode(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    token_starts: Tensor,
+    pages: Tensor,
+    page_table: Tensor,
+    lengths: Tensor,
+    starts: Tensor | None,
+    fringe: Tensor | None,
+    recent_starts: Tensor | None,
+    key_signs: Tensor,
+    query_signs: Tensor,
+    value_signs: Tensor,
+    base: Tensor | None,
+    sinks: Tensor | None,
+    k_bits: int,
+    v_bits: int,
+    fringe_first: int,
+    scale: float,
+    softcap: float = 0.0,
+    window: int = 0,
+    settled: bool = False,
+    workspace: Tensor | None = None,
+) -> Tensor:
+    """A step of decoding in one call: `attend`'s ``out``, then `encode` of the same keys and values.
+
+    Arguments as there; ``lengths`` stays as it is. ``settled`` (CUDA) is `attend`'s.
+    """
+    return _call(
+        _ops.attend_encode.default, query, keys, values, token_starts, pages, page_table, lengths, starts, fringe,
+        recent_starts, key_signs, query_signs, value_signs, base, sinks, k_bits, v_bits, fringe_first, scale,
+        softcap, window, settled, workspace,
     )  # fmt: skip
 
 

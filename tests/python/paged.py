@@ -118,6 +118,9 @@ class Paged:
     def attend(self) -> tuple[Tensor, Tensor]:
         return ops.attend(*self.for_op("attend"))
 
+    def attend_encode(self) -> Tensor:
+        return ops.attend_encode(*self.for_op("attend_encode"))
+
     def balance(self) -> Tensor:
         # Its `starts` are of the call's own rows.
         return ops.balance(*self.but(starts=None).for_op("balance"))

@@ -39,6 +39,12 @@ def test_attend_with_a_workspace_passes_opcheck():
     opcheck("attend", paged.but(workspace=torch.zeros(size, dtype=torch.uint8), settled=True).for_op("attend"))
 
 
+def test_attend_encode_passes_opcheck(paged):
+    if paged.arguments["keys"] is None:
+        paged = Paged().but(sinks=torch.randn(4))
+    opcheck("attend_encode", paged.for_op("attend_encode"))
+
+
 def test_encode_passes_opcheck(paged):
     if paged.arguments["keys"] is None:
         paged = Paged()

@@ -93,6 +93,17 @@ def test_attend_without_keys_sees_the_pages_alone():
     check_attend(Paged(history=(70, 9), own=(1, 2)).but(keys=None, values=None))
 
 
+@pytest.mark.parametrize("variant", [{}, {"first": 4, "recent": 8, "starts": int32(3, 0, 5), "dtype": torch.bfloat16}])
+def test_attend_encode_is_attend_and_then_encode_bit_for_bit(variant):
+    apart, together = Paged(**variant), Paged(**variant)
+    expected, _ = apart.attend()
+    apart.encode()
+    assert torch.equal(together.attend_encode(), expected)
+    for name in ("pages", "fringe"):
+        if apart.arguments[name] is not None:
+            assert torch.equal(together.arguments[name], apart.arguments[name])
+
+
 def test_softcap_limits_scores():
     paged = Paged(history=(40,), own=(1,), group=1)
     scale, cap = 0.5, 2.0

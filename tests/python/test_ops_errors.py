@@ -71,6 +71,12 @@ BAD = [
     (("decode",), "dtype", lambda n: torch.int32, r"dtype is int32; use float32, float16 or bfloat16"),
 ]  # fmt: skip
 CASES = [(op, *bad) for operators, *bad in BAD for op in operators]
+# attend_encode takes what the two take, but always the call's own keys and values.
+CASES += [
+    ("attend_encode", argument, *bad)
+    for operators, argument, *bad in BAD
+    if operators != ("decode",) and (operators != ("attend",) or argument not in ("keys", "values"))
+]
 
 
 @pytest.mark.parametrize("op, argument, spoil, message", CASES, ids=[f"{c[0]}-{c[1]}-{i}" for i, c in enumerate(CASES)])

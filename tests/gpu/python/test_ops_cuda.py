@@ -64,7 +64,17 @@ def test_rotate_and_balance_give_the_bits_of_the_cpu(paged):
     assert torch.equal(to_cuda(paged).balance().cpu(), paged.balance())
 
 
-@pytest.mark.parametrize("name", ["rotate", "balance", "encode", "decode", "attend"])
+def test_attend_encode_is_attend_and_then_encode_bit_for_bit(paged):
+    apart, together = to_cuda(paged), to_cuda(paged)
+    expected, _ = apart.attend()
+    apart.encode()
+    assert torch.equal(together.attend_encode(), expected)
+    for name in ("pages", "fringe"):
+        if apart.arguments[name] is not None:
+            assert torch.equal(together.arguments[name], apart.arguments[name])
+
+
+@pytest.mark.parametrize("name", ["rotate", "balance", "encode", "decode", "attend", "attend_encode"])
 def test_operators_pass_opcheck_on_cuda(name):
     paged = to_cuda(Paged(first=4, recent=8))
     if name == "rotate":
