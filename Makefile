@@ -9,7 +9,7 @@ export CTEST_PARALLEL_LEVEL := $(JOBS)
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
-.PHONY: help setup build package test test-cpp test-python demo asan tsan bench bench-attend bench-fidelity bench-layout gpu-build gpu-test gpu-test-cpp gpu-test-python gpu-sanitize gpu-bench gpu-map gpu-ladder wheel format format-check tidy clean
+.PHONY: help setup build package test test-cpp test-python demo asan tsan bench bench-attend bench-fidelity bench-layout gpu-build gpu-test gpu-test-cpp gpu-test-python gpu-sanitize gpu-bench gpu-bench-model gpu-map gpu-ladder wheel format format-check tidy clean
 
 help:
 	@echo "make test    set up, build, run every CPU test (C++ and Python)"
@@ -22,6 +22,7 @@ help:
 	@echo "make gpu-test    every test that needs a GPU (C++ and Python); needs nvcc, cmake, GoogleTest, torch, pytest"
 	@echo "make gpu-sanitize  compute-sanitizer over a part of them that meets every kernel (minutes)"
 	@echo "make gpu-bench   attention on a GPU beside torch's SDPA (gpu-map: over batch x length); needs nvcc, cmake, torch"
+	@echo "make gpu-bench-model  a whole model on a GPU beside transformers' caches; needs nvcc, cmake, torch, transformers"
 	@echo "make gpu-ladder  four small kernels from naive to fast (examples/attend_ladder); needs only nvcc"
 	@echo "make wheel   dist/turboquant-*.whl"
 	@echo "make format  clang-format on every C++ file (format-check: only look)"
@@ -107,6 +108,14 @@ gpu-bench gpu-map:
 	@mkdir -p build/gpu-bench
 	$(GPU_PYTHON) benchmarks/attend_gpu.py --libraries build/cuda/bindings --commit $(COMMIT) $(if $(filter gpu-map,$@),--map) \
 	  --json build/gpu-bench/attend_$(subst -bench,,$(subst -map,_map,$@)).json $(GPU_BENCH_ARGS)
+
+gpu-bench-model:
+	cmake --preset cuda -DTQ_BUILD_GPU_TESTS=OFF -DTQ_BUILD_TORCH=ON -DPython_EXECUTABLE=$(abspath $(shell command -v $(GPU_PYTHON))) $(GPU_CMAKE_ARGS)
+	cmake --build --preset cuda
+	cmake --install build/cuda --component python --prefix build/cuda/python >/dev/null
+	cp -r python/turboquant build/cuda/python/
+	@mkdir -p build/gpu-bench
+	PYTHONPATH=build/cuda/python $(GPU_PYTHON) -P benchmarks/model_gpu.py --commit $(COMMIT) --json build/gpu-bench/model_gpu.json $(GPU_BENCH_ARGS)
 
 gpu-ladder:
 	@mkdir -p build/gpu-ladder

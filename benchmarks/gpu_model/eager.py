@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Eager decoding steps: DynamicCache with torch's own choice of SDPA and with its flash backend, and ours."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel
+
+import turboquant
+
+from . import fill
+from .rows import Row
+from .steps import Decoder, attention, in_turn, summary
+
+BASELINES = ("default", "flash")
+
+
+def decoders(model: PreTrainedModel, batch: int, tokens: int) -> dict[str, Decoder]:
+    """The two baselines share one cache, which each of their steps lets grow: two would not fit beside the weights."""
+    ours = turboquant.TurboQuantCache(model.config)
+    fill.fill_ours(model, ours, batch, tokens)
+    dense = fill.dense_cache(model)
+    fill.fill_with_the_same(dense, ours)
+    caches = {"default": dense, "flash": dense, "turboquant": ours}
+    return {arm: Decoder(model, cache, arm, batch) for arm, cache in caches.items()}
+
+
+def check(arms: dict[str, Decoder]) -> dict:
+    """All arms' logits after the same tokens. Ours may be as far from the flash backend's as twice torch's two backends
+    are from each other: they hold the same keys and values."""
+    logits = {}
+    for name, decoder in arms.items():
+        with attention(decoder.model, name):
+            logits[name] = decoder.logits().float()
+        decoder.cache.crop(-1)
+    scale = logits["flash"].norm()
+    far = {name: float((logits[name] - logits["flash"]).norm() / scale) for name in logits}
+    return {"error": far["turboquant"], "sdpa_error": far["default"], "right": far["turboquant"] <= 2 * far["default"]}
+
+
+def measure(model: PreTrainedModel, row: Row, quick: bool) -> dict:
+    arms = decoders(model, row.batch, row.tokens)
+    result = check(arms)
+    torch.cuda.empty_cache() if model.device.type == "cuda" else None
+    times = in_turn({name: decoder.timed for name, decoder in arms.items()}, *((2, 6) if quick else (4, 24)))
+    ms = {name: summary(values) for name, values in times.items()}
+    best = min(BASELINES, key=lambda name: ms[name]["median"])
+    return result | {"ms": ms, "baseline": best, "speedup": ms[best]["median"] / ms["turboquant"]["median"]}

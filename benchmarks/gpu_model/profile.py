@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where an eager step's time goes: torch's profiler (operators, kernels) and Python's (functions) over a few steps of each arm."""
+
+from __future__ import annotations
+
+import cProfile
+import io
+import pstats
+
+import torch
+from torch.profiler import ProfilerActivity
+from transformers import PreTrainedModel
+
+from . import eager
+from .steps import Decoder, attention, synchronize, timed
+
+STEPS = 5
+
+
+def profile(model: PreTrainedModel, batch: int, tokens: int, lines: int = 22) -> str:
+    parts = []
+    for name, decoder in eager.decoders(model, batch, tokens).items():
+        if name != "default":
+            with attention(model, name):
+                for _ in range(3):
+                    decoder.step()
+                parts.append(_arm(name, decoder, lines))
+    return "\n".join(parts)
+
+
+def _arm(name: str, decoder: Decoder, lines: int) -> str:
+    device = decoder.model.device
+    wall = sorted(timed(decoder.step, device) for _ in range(9))[4]
+    host = sorted(_submitted(decoder) for _ in range(9))[4]
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    with torch.profiler.profile(activities=activities) as seen:
+        for _ in range(STEPS):
+            decoder.step()
+        synchronize(device)
+    averages = seen.key_averages()
+    python = cProfile.Profile()
+    python.enable()
+    for _ in range(STEPS):
+        decoder.step()
+    python.disable()
+    synchronize(device)
+    text = io.StringIO()
+    pstats.Stats(python, stream=text).strip_dirs().sort_stats("tottime").print_stats(lines)
+    by_device = averages.table(sort_by="self_device_time_total", row_limit=lines, max_name_column_width=60) if device.type == "cuda" else ""
+    return "\n".join([
+        f"==== {name}: {wall:.2f} ms a step, the host done after {host:.2f} ms; {STEPS} steps below",
+        averages.table(sort_by="self_cpu_time_total", row_limit=lines, max_name_column_width=60), by_device, text.getvalue(),
+    ])  # fmt: skip
+
+
+def _submitted(decoder: Decoder) -> float:
+    """Milliseconds until the host has queued a step on an idle device."""
+    import time
+
+    synchronize(decoder.model.device)
+    begin = time.perf_counter()
+    decoder.step()
+    taken = 1e3 * (time.perf_counter() - begin)
+    synchronize(decoder.model.device)
+    return taken

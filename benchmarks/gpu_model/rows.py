@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of the model benchmark: what is measured at which shape, and the targets. Needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Target:
+    """`what` names a number of the measured row (report.WORDS says it in words)."""
+
+    what: str
+    at_least: float | None = None
+    at_most: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """`kind` says which measurement (kinds.py); `batch` sequences of `tokens` cached (or prompted) tokens each."""
+
+    name: str
+    kind: str
+    batch: int
+    tokens: int
+    targets: tuple[Target, ...] = ()
+
+
+def rows() -> list[Row]:
+    return [
+        _eager(1, 2048, 1.0), _eager(1, 11264, 1.05), _eager(8, 11264, 1.05), _eager(32, 4096, 1.3), _eager(32, 10240, 1.5),
+        Row("host, update + attention", "host", 1, 64, (Target("host_share", at_most=1.0),)),
+    ]  # fmt: skip
+
+
+def _eager(batch: int, tokens: int, speedup: float) -> Row:
+    return Row(f"eager step, {batch} x {tokens:,}", "eager", batch, tokens, (Target("speedup", at_least=speedup),))

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One decoding step as generate runs it, and the clock around it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+ATTENTIONS = {"default": "sdpa", "flash": "sdpa", "turboquant": "turboquant"}
+
+
+@contextlib.contextmanager
+def attention(model: PreTrainedModel, arm: str) -> Iterator[None]:
+    """The model attends as the arm does: "default" and "flash" with torch's SDPA, "turboquant" with ours."""
+    # As turboquant.enable() leaves it, without its walk over the modules.
+    model.config.get_text_config()._attn_implementation_internal = ATTENTIONS[arm]
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION) if arm == "flash" else contextlib.nullcontext():
+        yield
+
+
+class Decoder:
+    """Greedy decoding with one arm: each call feeds the token that the last one chose."""
+
+    def __init__(self, model: PreTrainedModel, cache: Cache, arm: str, batch: int):
+        self.model, self.cache, self.arm = model, cache, arm
+        self.tokens = torch.full((batch, 1), 17, device=model.device)
+
+    def logits(self) -> torch.Tensor:
+        """[batch, vocabulary] of the next token; the cache grows by one."""
+        out = self.model(input_ids=self.tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        return out.logits[:, -1]
+
+    def step(self) -> None:
+        self.tokens = self.logits().argmax(-1, keepdim=True)
+
+    def timed(self) -> float:
+        """Milliseconds of one step, device included: generate looks at each token before it goes on."""
+        with attention(self.model, self.arm):
+            return timed(self.step, self.model.device)
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timed(call: Callable[[], object], device: torch.device) -> float:
+    synchronize(device)
+    begin = time.perf_counter()
+    call()
+    synchronize(device)
+    return 1e3 * (time.perf_counter() - begin)
+
+
+def in_turn(arms: dict[str, Callable[[], float]], warm: int, count: int) -> dict[str, list[float]]:
+    """`count` values of each arm, one of each in turn: what a machine does meanwhile, it does to all."""
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    for turn in range(warm + count):
+        for name, run in arms.items():
+            value = run()
+            if turn >= warm:
+                times[name].append(value)
+    return times
+
+
+def summary(values: list[float], digits: int = 3) -> dict[str, float | int]:
+    """Median, the value that nine in ten exceed, the one that one in ten exceeds."""
+    ordered = sorted(values)
+
+    def at(share: float) -> float:
+        position = share * (len(ordered) - 1)
+        low = int(position)
+        high = min(low + 1, len(ordered) - 1)
+        return round(ordered[low] + (position - low) * (ordered[high] - ordered[low]), digits)
+
+    return {"median": at(0.5), "p10": at(0.1), "p90": at(0.9), "count": len(ordered)}

@@ -1,0 +1,102 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""A whole model on one GPU, with TurboQuantCache and with transformers' own caches: steps, first tokens, bytes, lengths, targets.
+
+    make gpu-bench-model                    # writes build/gpu-bench/model_gpu.json; committed runs are benchmarks/results/model_gpu_*.json
+    PYTHONPATH=build/cuda/python python3 -P benchmarks/model_gpu.py --rows '^eager' --quick
+    PYTHONPATH=build/cuda/python python3 -P benchmarks/model_gpu.py --rows none --profile 8x11264
+
+The model has random weights: Llama-3.1-8B's shape, or that of --config. Caches are filled with random keys and values, the baseline's
+with what ours decode to, and a row's logits are compared before it is timed. All of a row's arms run in turn in one process;
+times are medians with the 10 % and 90 % values.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Caches that grow by a token a step would fragment the device's memory, the baseline's most of all.
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from gpu import facts, timing  # noqa: E402
+from gpu_model import kinds, profile, report, rows, subject  # noqa: E402
+from transformers import PreTrainedModel  # noqa: E402
+
+import turboquant  # noqa: E402
+
+
+def measured(model: PreTrainedModel, row: rows.Row, quick: bool) -> dict:
+    """What fails is reported, and the others go on."""
+    begin = time.monotonic()
+    try:
+        with torch.inference_mode():
+            found = kinds.MEASURES[row.kind](model, row, quick)
+    except Exception as error:  # noqa: BLE001  whatever it is, it is this row's result
+        found = {"failed": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
+    gc.collect()
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return report.complete(row, found | {"seconds": round(time.monotonic() - begin, 2)})
+
+
+def machine(commit: str) -> dict:
+    clock = timing.Clock()
+    result = {"schema": report.SCHEMA, "benchmark": "model_gpu"} | facts.device_facts(clock) | facts.bandwidths(clock)
+    versions = {"transformers": transformers.__version__, "turboquant": turboquant.__version__}
+    return result | versions | {"commit": commit, "flags": sys.argv[1:], "other_processes": [facts.other_processes()]}
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", default="", metavar="REGEX", help="only rows whose name matches")
+    parser.add_argument("--quick", action="store_true", help="a quarter of the repetitions")
+    parser.add_argument("--config", metavar="DIR", help="the folder of another model's config.json")
+    parser.add_argument("--profile", metavar="BxT", help="then profile an eager step of B sequences of T tokens")
+    parser.add_argument("--budget", type=float, default=300, metavar="SECONDS", help="start no row after this (default: %(default)s)")
+    parser.add_argument("--commit", default="unknown", help="of the sources, where there is no git")
+    parser.add_argument("--json", metavar="FILE", help="where to write the result")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("torch sees no GPU")
+    return args
+
+
+def main() -> int:
+    args = parse()
+    deadline = time.monotonic() + args.budget
+    result = machine(args.commit)
+    print(f"{result['device']}, {result['under_load']}, copy {result['copy_gb_s']:.0f} GB/s", flush=True)
+    torch.cuda.empty_cache()
+    begin = time.monotonic()
+    model = turboquant.enable(subject.random_model(subject.read_config(args.config), "cuda"))
+    torch.cuda.synchronize()
+    print(f"model: {sum(p.nbytes for p in model.parameters()) / 1e9:.2f} GB in {time.monotonic() - begin:.1f} s", flush=True)
+    result["rows"] = []
+    for row in rows.rows():
+        if re.search(args.rows, row.name):
+            if time.monotonic() > deadline:
+                print(f"out of time: {row.name} not run", flush=True)
+                continue
+            result["rows"].append(measured(model, row, args.quick))
+            print(report.line(result["rows"][-1]), flush=True)
+            if args.json:  # a run that is stopped leaves what it has
+                Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+    if args.profile:
+        with torch.inference_mode():
+            print(profile.profile(model, *map(int, args.profile.split("x"))))
+    return 1 if any("failed" in row or not row.get("right", True) for row in result["rows"]) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
