@@ -31,17 +31,18 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from gpu import facts, timing  # noqa: E402
 from gpu_model import kinds, profile, report, rows, subject  # noqa: E402
+from gpu_model.run import Run  # noqa: E402
 from transformers import PreTrainedModel  # noqa: E402
 
 import turboquant  # noqa: E402
 
 
-def measured(model: PreTrainedModel, row: rows.Row, quick: bool) -> dict:
+def measured(model: PreTrainedModel, row: rows.Row, run: Run) -> dict:
     """What fails is reported, and the others go on."""
     begin = time.monotonic()
     try:
-        with torch.inference_mode():
-            found = kinds.MEASURES[row.kind](model, row, quick)
+        with torch.no_grad():
+            found = kinds.MEASURES[row.kind](model, row, run)
     except Exception as error:  # noqa: BLE001  whatever it is, it is this row's result
         found = {"failed": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
     gc.collect()
@@ -83,17 +84,18 @@ def main() -> int:
     torch.cuda.synchronize()
     print(f"model: {sum(p.nbytes for p in model.parameters()) / 1e9:.2f} GB in {time.monotonic() - begin:.1f} s", flush=True)
     result["rows"] = []
+    run = Run(args.quick, result["copy_gb_s"])
     for row in rows.rows():
         if re.search(args.rows, row.name):
             if time.monotonic() > deadline:
                 print(f"out of time: {row.name} not run", flush=True)
                 continue
-            result["rows"].append(measured(model, row, args.quick))
+            result["rows"].append(measured(model, row, run))
             print(report.line(result["rows"][-1]), flush=True)
             if args.json:  # a run that is stopped leaves what it has
                 Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
     if args.profile:
-        with torch.inference_mode():
+        with torch.no_grad():
             print(profile.profile(model, *map(int, args.profile.split("x"))))
     return 1 if any("failed" in row or not row.get("right", True) for row in result["rows"]) else 0
 

@@ -10,6 +10,7 @@ import turboquant
 
 from . import fill
 from .rows import Row
+from .run import Run
 from .steps import Decoder, attention, in_turn, summary
 
 BASELINES = ("default", "flash")
@@ -38,11 +39,11 @@ def check(arms: dict[str, Decoder]) -> dict:
     return {"error": far["turboquant"], "sdpa_error": far["default"], "right": far["turboquant"] <= 2 * far["default"]}
 
 
-def measure(model: PreTrainedModel, row: Row, quick: bool) -> dict:
+def measure(model: PreTrainedModel, row: Row, run: Run) -> dict:
     arms = decoders(model, row.batch, row.tokens)
     result = check(arms)
     torch.cuda.empty_cache() if model.device.type == "cuda" else None
-    times = in_turn({name: decoder.timed for name, decoder in arms.items()}, *((2, 6) if quick else (4, 24)))
+    times = in_turn({name: decoder.timed for name, decoder in arms.items()}, *((2, 6) if run.quick else (4, 24)))
     ms = {name: summary(values) for name, values in times.items()}
     best = min(BASELINES, key=lambda name: ms[name]["median"])
     return result | {"ms": ms, "baseline": best, "speedup": ms[best]["median"] / ms["turboquant"]["median"]}

@@ -50,6 +50,14 @@ def fill_ours(model: PreTrainedModel, cache: Cache, batch: int, tokens: int) -> 
             cache.layers[index].flush()
 
 
+def fill_static(model: PreTrainedModel, cache: Cache, batch: int, tokens: int) -> None:
+    """Layers of fixed capacity move together, a call at a time: one call, with all of its queries."""
+    heads, attend = Heads(model, batch), ALL_ATTENTION_FUNCTIONS["turboquant"]
+    for index, module in enumerate(attention_modules(model)):
+        carriers = cache.update(*heads.keys_and_values(tokens), index)
+        attend(module, heads.draw(heads.q_heads, tokens), *carriers, None, scaling=heads.head_dim**-0.5)
+
+
 def fill_with_the_same(cache: Cache, ours: Cache) -> None:
     """The baseline's cache gets what ours decodes to, layer by layer."""
     for index, layer in enumerate(ours.layers):

@@ -15,6 +15,7 @@ import turboquant
 
 from . import fill
 from .rows import Row
+from .run import Run
 from .steps import attention, in_turn, summary, synchronize
 
 
@@ -40,12 +41,12 @@ def layer_calls(model: PreTrainedModel, cache: Cache, arm: str, batch: int) -> C
     return run
 
 
-def measure(model: PreTrainedModel, row: Row, quick: bool) -> dict:
+def measure(model: PreTrainedModel, row: Row, run: Run) -> dict:
     ours = turboquant.TurboQuantCache(model.config, max_tokens=row.tokens + 1024)
     fill.fill_ours(model, ours, row.batch, row.tokens)
     dense = fill.dense_cache(model)
     fill.fill_with_the_same(dense, ours)
     arms = {arm: layer_calls(model, cache, arm, row.batch) for arm, cache in (("flash", dense), ("turboquant", ours))}
-    with torch.inference_mode():
-        us = {name: summary(values) for name, values in in_turn(arms, 20, 50 if quick else 200).items()}
+    with torch.no_grad():
+        us = {name: summary(values) for name, values in in_turn(arms, 20, 50 if run.quick else 200).items()}
     return {"us": us, "baseline": "flash", "host_share": us["turboquant"]["median"] / us["flash"]["median"]}

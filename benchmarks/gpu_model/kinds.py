@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which measurement a row's kind stands for: (model, row, quick) -> its part of the report."""
+"""Which measurement a row's kind stands for: (model, row, run) -> its part of the report."""
 
-from . import eager, host
+from . import compiled, eager, first_token, host, longest, memory, quantized
 
-MEASURES = {"eager": eager.measure, "host": host.measure}
+MEASURES = {
+    "eager": eager.measure, "compiled": compiled.measure, "host": host.measure, "first token": first_token.measure, "memory": memory.measure,
+    "longest": longest.measure, "quantized": quantized.measure,
+}  # fmt: skip

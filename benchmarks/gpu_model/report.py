@@ -7,9 +7,11 @@ from .rows import Row, Target
 
 SCHEMA = 1
 WORDS = {
-    "speedup": "x the baseline's speed", "host_share": "x DynamicCache's host time",
+    "speedup": "x the baseline's speed", "host_share": "x DynamicCache's host time", "time_over": "x the baseline's time",
+    "resident_share": "of bf16's bytes", "extra_share": "of bf16's bytes at the peak", "length_ratio": "x DynamicCache's length",
+    "over_floor": "x (weights + pages) at a copy's rate",
 }  # fmt: skip
-ARMS = {"default": "DynamicCache", "flash": "DynamicCache, flash", "turboquant": "ours"}
+ARMS = {"default": "DynamicCache", "flash": "DynamicCache, flash", "static": "StaticCache", "quantized": "QuantizedCache", "turboquant": "ours"}
 
 
 def describe(row: Row) -> dict:
@@ -44,6 +46,8 @@ def line(row: dict) -> str:
     if row.get("failed"):
         return f"{row['name']:<32} FAILED: {row['failed']}"
     parts = [f"{ARMS[arm]} {spread(values)} {unit}" for unit in ("ms", "us") for arm, values in row.get(unit, {}).items()]
+    parts += [f"{ARMS.get(arm, arm)} {count:,} tokens" for arm, count in row.get("longest", {}).items()]
+    parts += [f"{ARMS[arm]} {', '.join(f'{what} {count / 1e6:,.1f} MB' for what, count in held.items())}" for arm, held in row.get("bytes", {}).items()]
     if "error" in row:
         parts.append(f"logits {row['error']:.1e} apart, torch's own {row['sdpa_error']:.1e}{'' if row['right'] else ': WRONG'}")
     return f"{row['name']:<32} {'; '.join(parts + [target_text(target) for target in row['targets']])}"

@@ -29,9 +29,20 @@ class Row:
 def rows() -> list[Row]:
     return [
         _eager(1, 2048, 1.0), _eager(1, 11264, 1.05), _eager(8, 11264, 1.05), _eager(32, 4096, 1.3), _eager(32, 10240, 1.5),
+        _compiled(1, 11264, Target("speedup", at_least=1.6)),
+        _compiled(8, 11264, Target("speedup", at_least=4), Target("over_floor", at_most=1.25)),
+        _compiled(1, 131072, Target("speedup", at_least=2.5)),
         Row("host, update + attention", "host", 1, 64, (Target("host_share", at_most=1.0),)),
+        Row("first token, 8 x 8,192", "first token", 8, 8192, (Target("time_over", at_most=1.05),)),
+        Row("bytes, 8 x 8,192", "memory", 8, 8192, (Target("resident_share", at_most=0.28), Target("extra_share", at_most=0.35))),
+        Row("longest context", "longest", 1, 0, (Target("length_ratio", at_least=3.5),)),
+        *(Row(f"QuantizedCache, {batch} x {tokens:,}", "quantized", batch, tokens) for batch, tokens in ((1, 2048), (1, 11264), (8, 11264))),
     ]  # fmt: skip
 
 
 def _eager(batch: int, tokens: int, speedup: float) -> Row:
     return Row(f"eager step, {batch} x {tokens:,}", "eager", batch, tokens, (Target("speedup", at_least=speedup),))
+
+
+def _compiled(batch: int, tokens: int, *targets: Target) -> Row:
+    return Row(f"compiled step, {batch} x {tokens:,}", "compiled", batch, tokens, targets)

@@ -12,28 +12,28 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-ATTENTIONS = {"default": "sdpa", "flash": "sdpa", "turboquant": "turboquant"}
+ATTENTIONS = {"default": "sdpa", "flash": "sdpa", "quantized": "sdpa", "static": "sdpa", "turboquant": "turboquant"}
 
 
 @contextlib.contextmanager
 def attention(model: PreTrainedModel, arm: str) -> Iterator[None]:
-    """The model attends as the arm does: "default" and "flash" with torch's SDPA, "turboquant" with ours."""
+    """The model attends as the arm does: with torch's SDPA of its own choice or with the flash backend, or with ours."""
     # As turboquant.enable() leaves it, without its walk over the modules.
     model.config.get_text_config()._attn_implementation_internal = ATTENTIONS[arm]
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION) if arm == "flash" else contextlib.nullcontext():
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION) if arm in ("flash", "quantized") else contextlib.nullcontext():
         yield
 
 
 class Decoder:
     """Greedy decoding with one arm: each call feeds the token that the last one chose."""
 
-    def __init__(self, model: PreTrainedModel, cache: Cache, arm: str, batch: int):
-        self.model, self.cache, self.arm = model, cache, arm
+    def __init__(self, model: PreTrainedModel, cache: Cache | None, arm: str, batch: int, forward: Callable | None = None):
+        self.model, self.cache, self.arm, self.forward = model, cache, arm, forward or model
         self.tokens = torch.full((batch, 1), 17, device=model.device)
 
     def logits(self) -> torch.Tensor:
         """[batch, vocabulary] of the next token; the cache grows by one."""
-        out = self.model(input_ids=self.tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        out = self.forward(input_ids=self.tokens, past_key_values=self.cache, use_cache=self.cache is not None, logits_to_keep=1)
         return out.logits[:, -1]
 
     def step(self) -> None:

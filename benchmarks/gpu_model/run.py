@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all measurements of a run share."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Run:
+    quick: bool = False  # fewer repetitions
+    copy_gb_s: float = 1000.0  # read and write counted, measured in the same run
