@@ -33,7 +33,7 @@ def _arm(name: str, decoder: Decoder, lines: int) -> str:
     wall = sorted(timed(decoder.step, device) for _ in range(9))[4]
     host = sorted(_submitted(decoder) for _ in range(9))[4]
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
-    with torch.profiler.profile(activities=activities) as seen:
+    with torch.profiler.profile(activities=activities, acc_events=True) as seen:
         for _ in range(STEPS):
             decoder.step()
         synchronize(device)

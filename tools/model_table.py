@@ -1,0 +1,102 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the table of a whole model's times and bytes on a GPU in docs/transformers.md from the committed runs,
+benchmarks/results/model_gpu_*.json: tools/model_table.py
+
+A run gets there by `make gpu-bench-model` and a copy of build/gpu-bench/model_gpu.json. tests/python/test_model_benchmark.py compares."""
+
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "benchmarks"))
+
+from gpu_model.report import ARMS, WORDS  # noqa: E402
+
+DOCUMENT = ROOT / "docs/transformers.md"
+BEGIN, END = "<!-- GPU runs: written by tools/model_table.py -->\n", "<!-- end of GPU runs -->\n"
+HEAD = ["| | transformers | ours | target | reached | |", "|---|---|---|---|---|---|"]
+
+
+def reports() -> list[tuple[Path, dict]]:
+    """All committed runs, in the order of their names."""
+    paths = sorted((ROOT / "benchmarks/results").glob("model_gpu_*.json"))
+    return [(path, json.loads(path.read_text())) for path in paths]
+
+
+def rendered() -> str:
+    """The document's part; empty without a run."""
+    return "\n".join(section(path, report) for path, report in reports())
+
+
+def split(document: str) -> tuple[str, str, str]:
+    """A document before, between and after the two markers."""
+    before, begin, rest = document.partition(BEGIN)
+    between, end, after = rest.partition(END)
+    if not (begin and end):
+        raise SystemExit("the document has lost its markers for GPU runs")
+    return before + begin, between, end + after
+
+
+def section(path: Path, report: dict) -> str:
+    clocks = report.get("under_load", {})
+    run = f"[the run](../{path.relative_to(ROOT)})" if path.is_relative_to(ROOT) else path.name
+    targets = [target["met"] for row in report["rows"] for target in row["targets"]]
+    caption = (
+        f"{report['device']} ({clocks.get('clocks.sm', '?')} and {clocks.get('clocks.mem', '?')} MHz under load), copy {report['copy_gb_s']:,.0f} "
+        f"GB/s, torch {report['torch']}, transformers {report['transformers']}, commit {report['commit']} ({run}; "
+        f"{sum(met is True for met in targets)} of {len(targets)} targets met):"
+    )
+    return "\n".join(["", caption, "", *HEAD, *(line for row in report["rows"] for line in lines(row)), ""])
+
+
+def lines(row: dict) -> list[str]:
+    """A line for the row, and one more for each target after the first."""
+    if row.get("failed"):
+        return [f"| {row['name']} | {row['failed']} | | | | **not measured** |"]
+    targets = [_target(target) for target in row["targets"]] or [["", _plain_ratio(row), ""]]
+    if not row.get("right", True):
+        targets = [[*target[:2], "**wrong result**"] for target in targets]
+    cells = [row["name"], *_values(row)]
+    return [f"| {' | '.join(line)} |" for line in ([*cells, *targets[0]], *(["", "", "", *target] for target in targets[1:]))]
+
+
+def _values(row: dict) -> list[str]:
+    """What transformers' cache took, and what ours."""
+    for unit in ("ms", "us"):
+        if times := row.get(unit):
+            base = row["baseline"]
+            theirs = f"{ARMS[base]} {_spread(times[base])} {unit}"
+            others = [f"{ARMS[arm]} {times[arm]['median']:.1f}" for arm in times if arm not in (base, "turboquant")]
+            floor = f", floor {row['floor_ms']:.2f}" if row.get("floor_ms") else ""
+            return ["; ".join([theirs, *others]), f"{_spread(times['turboquant'])} {unit}{floor}"]
+    if longest := row.get("longest"):
+        more = [f"{arm.partition(', ')[2]} {count:,}" for arm, count in longest.items() if "," in arm]
+        return [f"{longest['flash']:,} tokens", "; ".join([f"{longest['turboquant']:,} tokens", *more])]
+    held = row["bytes"]
+    return [
+        f"{held[arm]['resident'] / 1e6:,.0f} MB; most beyond activations {max(held[arm]['prefill_extra'], held[arm]['decode_extra']) / 1e6:,.0f}"
+        for arm in ("flash", "turboquant")
+    ]
+
+
+def _spread(values: dict) -> str:
+    return f"{values['median']:.2f} ({values['p10']:.2f} to {values['p90']:.2f})"
+
+
+def _plain_ratio(row: dict) -> str:
+    return f"{row['speedup']:.2f}" if "speedup" in row else ""
+
+
+def _target(target: dict) -> list[str]:
+    least = target["at_least"] is not None
+    asked = f"{'>=' if least else '<='} {target['at_least'] if least else target['at_most']:g} {WORDS[target['what']]}"
+    if target["value"] is None:
+        return [asked, "", "not measured"]
+    return [asked, f"{target['value']:.2f}", "met" if target["met"] else "**missed**"]
+
+
+if __name__ == "__main__":
+    before, _, after = split(DOCUMENT.read_text())
+    DOCUMENT.write_text(before + rendered() + after)
