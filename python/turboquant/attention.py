@@ -23,7 +23,7 @@ from .dense import dense_attention
 
 NAME = "turboquant"
 # Arguments that some attention functions know and that would change the result here.
-UNSUPPORTED = ("position_bias", "head_mask", "cu_seq_lens_q", "cu_seq_lens_k", "block_mask")
+UNSUPPORTED = frozenset(("position_bias", "head_mask", "cu_seq_lens_q", "cu_seq_lens_k", "block_mask"))
 
 
 @dataclass
@@ -54,14 +54,10 @@ def turboquant_attention(
         options = _options(module, query, dropout, scaling, kwargs)
         return _exact(module, query, key, value, attention_mask, options), None
 
-    step = key.step
-    with step.layer.attending(step), torch.no_grad():
-        if module.training:
-            raise NotImplementedError("TurboQuantCache is for inference: call model.eval(), or train with use_cache=False")
-        options = _options(module, query, dropout, scaling, kwargs)
-        out = _attend(module, step, query, attention_mask, options)
-        step.layer.attended(step, query)
-    return out, None
+    if torch.is_grad_enabled():
+        with torch.no_grad():
+            return _attend_step(module, key.step, query, attention_mask, dropout, scaling, kwargs), None
+    return _attend_step(module, key.step, query, attention_mask, dropout, scaling, kwargs), None
 
 
 def enable(model: PreTrainedModel, name: str = NAME) -> PreTrainedModel:
@@ -82,16 +78,39 @@ def enable(model: PreTrainedModel, name: str = NAME) -> PreTrainedModel:
     return model
 
 
+def _attend_step(
+    module: torch.nn.Module,
+    step: Step,
+    query: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout: float,
+    scaling: float | None,
+    kwargs: dict[str, Any],
+) -> torch.Tensor:
+    layer = step.layer
+    layer.check_pending(step)
+    try:
+        if module.training:
+            raise NotImplementedError("TurboQuantCache is for inference: call model.eval(), or train with use_cache=False")
+        out = _attend(module, step, query, mask, _options(module, query, dropout, scaling, kwargs))
+        if not step.stored:
+            layer.attended(step, query)
+    except BaseException:
+        layer.forget(step)
+        raise
+    return out
+
+
 def _options(
     module: torch.nn.Module, query: torch.Tensor, dropout: float, scaling: float | None, kwargs: dict[str, Any]
 ) -> Options:
-    if kwargs.get("output_attentions") or getattr(getattr(module, "config", None), "output_attentions", False):
+    if kwargs.get("output_attentions") or _wants_weights(module):
         raise NotImplementedError(
             "output_attentions: 'turboquant' never holds the attention weights; "
             "use model.set_attn_implementation('eager') to see them"
         )
-    for name in UNSUPPORTED:
-        if kwargs.get(name) is not None:
+    for name in UNSUPPORTED.intersection(kwargs):
+        if kwargs[name] is not None:
             raise NotImplementedError(f"{name} is not supported by the attention 'turboquant': use 'sdpa' or 'eager'")
     causal = kwargs.get("is_causal")
     sinks = kwargs.get("s_aux")
@@ -103,6 +122,12 @@ def _options(
         causal=getattr(module, "is_causal", True) if causal is None else bool(causal),
         dropout=dropout,
     )
+
+
+def _wants_weights(module: torch.nn.Module) -> bool:
+    """config.output_attentions. Its property costs as much as two operators, so the value is read beneath it."""
+    config = getattr(module, "config", None)
+    return config is not None and bool(object.__getattribute__(config, "__dict__").get("_output_attentions"))
 
 
 def _attend(

@@ -72,7 +72,8 @@ class TurboQuantCache(Cache):
 
     def memory(self) -> dict[str, int]:
         """Bytes of every tensor the cache holds: of compressed layers by use, of the others as "stock"."""
-        total: dict[str, int] = {"pages": 0, "fringe": 0, "tables": 0, "signs": 0, "pending": 0, "stock": 0}
+        uses = ("pages", "fringe", "tables", "signs", "workspace", "pending", "stock")
+        total: dict[str, int] = dict.fromkeys(uses, 0)
         for layer in self.layers:
             if isinstance(layer, TurboQuantLayer):
                 for name, count in layer.memory().items():
@@ -80,6 +81,7 @@ class TurboQuantCache(Cache):
             else:
                 total["stock"] += sum(t.nbytes for t in vars(layer).values() if hasattr(t, "nbytes"))
         total["tables"] += sum(t.nbytes for t in self.settings.cached_tensors())
+        total["workspace"] = sum(t.nbytes for t in self.settings.workspaces())
         return total
 
     @property

@@ -37,9 +37,6 @@ class Step:
         self.stored = False
         self.dense: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def carriers(self) -> tuple[Carrier, Carrier]:
-        return Carrier(self, 0), Carrier(self, 1)
-
     def tensors(self) -> list[torch.Tensor]:
         """What it holds, each storage once."""
         held = (self.keys, self.values, self.key_rows, self.value_rows, self.balance)

@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers.cache_utils import CacheLayerMixin
@@ -18,6 +17,8 @@ from .masks import MaskReader
 from .pages import PagePool, PageTable
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Calls of at most so many tokens a sequence (decoding, drafts) share one workspace; larger ones make their own.
+KEPT_WORKSPACE_TOKENS = 16
 
 
 @dataclass
@@ -35,23 +36,58 @@ class CacheSettings:
     masks: MaskReader = field(default_factory=MaskReader)
     warned: set[str] = field(default_factory=set)
     _token_starts: dict = field(default_factory=dict)
+    _lengths: dict = field(default_factory=dict)
+    _workspace_bytes: dict = field(default_factory=dict)
+    _workspaces: dict = field(default_factory=dict)
 
     def token_starts(self, batch: int, tokens: int, device: torch.device) -> torch.Tensor:
         """int32 [batch + 1]: the rows of `batch` sequences of `tokens` each. The last few are kept."""
         key = (batch, tokens, device)
-        if key not in self._token_starts:
-            if len(self._token_starts) >= 4:
-                self._token_starts.clear()
-            self._token_starts[key] = torch.arange(batch + 1, dtype=torch.int32, device=device) * tokens
-        return self._token_starts[key]
+        if (found := self._token_starts.get(key)) is None:
+            found = _keep(self._token_starts, key, torch.arange(batch + 1, dtype=torch.int32, device=device) * tokens)
+        return found
+
+    def lengths(self, batch: int, length: int, device: torch.device) -> torch.Tensor:
+        """int32 [batch]: `length` for each sequence. Never written again, so that all layers of a step take the same."""
+        key = (batch, length, device)
+        if (found := self._lengths.get(key)) is None:
+            found = _keep(self._lengths, key, torch.full((batch,), length, dtype=torch.int32, device=device))
+        return found
+
+    def workspace(
+        self, head_dim: int, kv_heads: int, q_heads: int, batch: int, tokens: int, device: torch.device
+    ) -> torch.Tensor | None:
+        """attend's, for calls of `tokens` a sequence; None where the call makes its own."""
+        if tokens > KEPT_WORKSPACE_TOKENS:
+            return None
+        key = (head_dim, kv_heads, q_heads, batch, tokens, device)
+        if (needed := self._workspace_bytes.get(key)) is None:
+            needed = ops.attend_workspace_bytes(
+                head_dim, self.k_bits, self.v_bits, kv_heads, q_heads, batch, batch * tokens, device
+            )
+            _keep(self._workspace_bytes, key, needed, 16)
+        have = self._workspaces.get(device)
+        if have is None or have.shape[0] < needed:
+            have = self._workspaces[device] = torch.zeros(needed, dtype=torch.uint8, device=device)
+        return have
 
     def cached_tensors(self) -> list[torch.Tensor]:
-        return list(self._token_starts.values())
+        return [*self._token_starts.values(), *self._lengths.values()]
+
+    def workspaces(self) -> list[torch.Tensor]:
+        return list(self._workspaces.values())
 
     def warn_once(self, kind: str, message: str) -> None:
         if kind not in self.warned:
             self.warned.add(kind)
             warnings.warn(message, UserWarning, stacklevel=2)
+
+
+def _keep(kept: dict, key: tuple, value: Any, limit: int = 4) -> Any:
+    if len(kept) >= limit:
+        kept.clear()
+    kept[key] = value
+    return value
 
 
 def sign_seed(seed: int, layer: int, values: bool) -> int:
@@ -99,20 +135,22 @@ class TurboQuantLayer(CacheLayerMixin):
         self._begin_balance()
         self.base = None if base.shape[0] == 1 else base.to(device)
         self.dtype, self.device = key_states.dtype, device
+        self.checked: tuple | None = None  # shapes, dtypes and device of the last call
         self._set_starts((0,) * batch)
         self.is_initialized = True
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs) -> tuple[Carrier, Carrier]:
         """Stands the new tokens by, behind all earlier ones; see Step."""
-        self.flush()
-        if self.is_initialized and self.length == 0 and key_states.shape[0] != self.batch:
+        if self.pending is not None:
+            self.flush()
+        if self.is_initialized and self.pages.length == 0 and key_states.shape[0] != self.batch:
             self.is_initialized = False  # empty: another batch may begin
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self._check_vectors(key_states, value_states)
         self._check_fits(key_states)
-        self.pending = Step(self, key_states, value_states)
-        return self.pending.carriers()
+        self.pending = step = Step(self, key_states, value_states)
+        return Carrier(step, 0), Carrier(step, 1)
 
     def get_seq_length(self) -> int:
         return self.length + (self.pending.tokens if self.pending else 0)
@@ -130,6 +168,7 @@ class TurboQuantLayer(CacheLayerMixin):
     def crop(self, tokens_to_remove: int) -> None:
         """n <= 0 forgets the newest |n| tokens; n > 0 keeps the first n."""
         self.flush()
+        tokens_to_remove = int(tokens_to_remove)  # assisted generation passes a tensor
         length = self.length
         kept = min(tokens_to_remove, length) if tokens_to_remove > 0 else max(length + tokens_to_remove, 0)
         if kept == length:
@@ -176,32 +215,48 @@ class TurboQuantLayer(CacheLayerMixin):
     def batch(self) -> int:
         return len(self.pages.rows)
 
-    @contextmanager
-    def attending(self, step: Step) -> Iterator[None]:
-        """If anything fails, the step is forgotten: then the layer is as before `update`."""
+    def check_pending(self, step: Step) -> None:
         if step.stored or self.pending is not step:
             raise RuntimeError(
                 f"layer {self.index}: these keys and values are stored already: they can be attended to {self.readers} "
                 "times, between their update and the next"
             )
-        try:
-            yield
-        except BaseException:
+
+    def forget(self, step: Step) -> None:
+        """After an error: the layer is as before `update`."""
+        if self.pending is step:
             self.pending = None
-            raise
 
     def attend(
         self, step: Step, query: torch.Tensor, scale: float, softcap: float, window: int, sinks: torch.Tensor | None
     ) -> torch.Tensor:
-        """query [batch, q_heads, tokens, head_dim] -> [batch, tokens, q_heads, head_dim]."""
+        """query [batch, q_heads, tokens, head_dim] -> [batch, tokens, q_heads, head_dim]. Stores the step as well, in
+        the same call, where this is its last reader and the balance is known."""
         batch, heads, tokens, head_dim = query.shape
         settings, pages = self.settings, self.pages
-        out, _ = ops.attend(
-            rows_of(query), step.key_rows, step.value_rows,
-            settings.token_starts(batch, tokens, self.device), pages.pool.data, pages.table, pages.lengths,
-            self.starts_tensor, self.fringe, self.recent_starts, self.query_signs, self.value_signs, self.base, sinks,
-            settings.k_bits, settings.v_bits, settings.fringe_first, scale, softcap, window,
-        )  # fmt: skip
+        token_starts = settings.token_starts(batch, tokens, self.device)
+        lengths = settings.lengths(batch, pages.length, self.device)
+        workspace = settings.workspace(head_dim, self.kv_heads, heads, batch, tokens, self.device)
+        if step.unread > 1 or not self.balance_frozen:
+            out, _ = ops.attend(
+                rows_of(query), step.key_rows, step.value_rows, token_starts, pages.pool.data, pages.table, lengths,
+                self.starts_tensor, self.fringe, self.recent_starts, self.query_signs, self.value_signs, self.base, sinks,
+                settings.k_bits, settings.v_bits, settings.fringe_first, scale, softcap, window, False, workspace,
+            )  # fmt: skip
+            return out.view(batch, tokens, heads, head_dim)
+        pages.prepare(tokens)
+        try:
+            out = ops.attend_encode(
+                rows_of(query), step.key_rows, step.value_rows, token_starts, pages.pool.data, pages.table, lengths,
+                self.starts_tensor, self.fringe, self.recent_starts, self.key_signs, self.query_signs, self.value_signs,
+                self.base, sinks, settings.k_bits, settings.v_bits, settings.fringe_first, scale, softcap, window, False,
+                workspace,
+            )  # fmt: skip
+        except BaseException:
+            pages.truncate(pages.length)
+            raise
+        pages.advance(tokens)
+        self._stored(step)
         return out.view(batch, tokens, heads, head_dim)
 
     def attended(self, step: Step, query: torch.Tensor) -> None:
@@ -223,8 +278,8 @@ class TurboQuantLayer(CacheLayerMixin):
             pages.prepare(tokens)
             try:
                 ops.encode(
-                    step.key_rows, step.value_rows, settings.token_starts(self.batch, tokens, self.device),
-                    pages.table, pages.lengths, self.starts_tensor, pages.pool.data, self.fringe, self.recent_starts,
+                    step.key_rows, step.value_rows, settings.token_starts(self.batch, tokens, self.device), pages.table,
+                    self._lengths(), self.starts_tensor, pages.pool.data, self.fringe, self.recent_starts,
                     key_signs, self.value_signs, self.base, settings.k_bits, settings.v_bits, settings.fringe_first,
                 )  # fmt: skip
             except BaseException:
@@ -232,14 +287,20 @@ class TurboQuantLayer(CacheLayerMixin):
                 raise
             self.key_signs, self.query_signs, self.balance_frozen = key_signs, query_signs, True
             pages.advance(tokens)
+        self._stored(step)
+
+    def _stored(self, step: Step) -> None:
         step.stored = True
         self.pending = None
+
+    def _lengths(self) -> torch.Tensor:
+        return self.settings.lengths(self.batch, self.pages.length, self.device)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """All stored keys and values [batch, kv_heads, length, head_dim]; padding is zeros."""
         settings, pages = self.settings, self.pages
         return ops.decode(
-            pages.pool.data, pages.table, pages.lengths, self.starts_tensor, self.fringe, self.recent_starts,
+            pages.pool.data, pages.table, self._lengths(), self.starts_tensor, self.fringe, self.recent_starts,
             self.query_signs, self.value_signs, self.base, self.head_dim, settings.k_bits, settings.v_bits,
             settings.fringe_first, pages.length, dtype or self.dtype,
         )  # fmt: skip
@@ -258,9 +319,14 @@ class TurboQuantLayer(CacheLayerMixin):
             "The model does not attend with 'turboquant', so each step dequantises the whole history: slow, and "
             "without balance. Call turboquant.enable(model) before the model's first call with this cache.",
         )
-        with self.attending(step), torch.no_grad():
-            dense = self.with_history(step)
-            self.store(step)
+        self.check_pending(step)
+        try:
+            with torch.no_grad():
+                dense = self.with_history(step)
+                self.store(step)
+        except BaseException:
+            self.forget(step)
+            raise
         return dense
 
     def set_starts(self, starts: tuple[int, ...]) -> None:
@@ -285,6 +351,7 @@ class TurboQuantLayer(CacheLayerMixin):
         self.pages.select(sources, index)
         self.fringe, self.recent_starts = fringe, recent_starts
         self._set_starts(tuple(self.starts[i] for i in sources))
+        self.checked = None  # the batch may be another
 
     def memory(self) -> dict[str, int]:
         """Bytes of every tensor this layer holds, by what they are for."""
@@ -293,7 +360,7 @@ class TurboQuantLayer(CacheLayerMixin):
         parts = {
             "pages": (self.pages.pool.data,),
             "fringe": (self.fringe,),
-            "tables": (self.pages.table, self.pages.lengths, self.recent_starts, self.starts_tensor),
+            "tables": (self.pages.table, self.recent_starts, self.starts_tensor),
             "signs": (self.signs, self.value_signs, self.base)
             + ((self.key_signs, self.query_signs) if self.key_signs is not self.signs else ()),
             "pending": self.pending.tensors() if self.pending else (),
@@ -319,6 +386,9 @@ class TurboQuantLayer(CacheLayerMixin):
         self.starts_tensor = torch.tensor(starts, dtype=torch.int32, device=self.device) if any(starts) else None
 
     def _check_vectors(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        seen = (keys.shape, values.shape, keys.dtype, values.dtype, keys.device)
+        if self.is_initialized and seen == self.checked:
+            return
         where = f"layer {self.index}: "
         if keys.dim() != 4 or keys.shape[:3] != values.shape[:3]:
             raise ValueError(f"{where}keys {tuple(keys.shape)} and values {tuple(values.shape)} do not match")
@@ -339,10 +409,11 @@ class TurboQuantLayer(CacheLayerMixin):
                     f"{where}the cache holds (batch, kv_heads, head_dim, device) = {have}, this call brings {new}: "
                     "call reset() first, or use a new cache"
                 )
+            self.checked = seen
 
     def _check_fits(self, keys: torch.Tensor) -> None:
-        limit, needed = self.settings.max_tokens, self.length + keys.shape[2]
-        if limit is not None and needed > limit:
+        limit = self.settings.max_tokens
+        if limit is not None and (needed := self.length + keys.shape[2]) > limit:
             raise ValueError(
                 f"layer {self.index}: {needed} tokens do not fit into max_tokens={limit}: build the cache with more, or "
                 "without max_tokens"

@@ -17,6 +17,7 @@ class PagePool:
     def __init__(self, kv_heads: int, page_bytes: int, device: torch.device) -> None:
         self.data = torch.zeros((0, kv_heads, page_bytes), dtype=torch.uint8, device=device)
         self.holders: list[int] = []
+        self.shared = 0  # how many holders there are beside the first of each page
         self.free: list[int] = []
 
     def reserve(self, count: int) -> None:
@@ -43,11 +44,14 @@ class PagePool:
 
     def hold(self, page: int) -> None:
         self.holders[page] += 1
+        self.shared += 1
 
     def release(self, page: int) -> None:
         self.holders[page] -= 1
         if self.holders[page] == 0:
             self.free.append(page)
+        else:
+            self.shared -= 1
 
 
 class PageTable:
@@ -61,13 +65,14 @@ class PageTable:
         self.length = 0
         self.fixed_pages = fixed_pages  # pages reserved for each sequence; 0: as needed
         self.table = torch.zeros((batch, max(fixed_pages, 1)), dtype=torch.int32, device=device)
-        self.lengths = torch.zeros(batch, dtype=torch.int32, device=device)
         pool.reserve(batch * fixed_pages)
 
     def prepare(self, tokens: int) -> None:
         """Gives every sequence pages of its own for its next `tokens` positions. All or nothing."""
         first = self.length // PAGE_TOKENS
         last = (self.length + tokens + PAGE_TOKENS - 1) // PAGE_TOKENS
+        if self.pool.shared == 0 and all(len(row) >= last for row in self.rows):
+            return  # the usual step
         copies = self._shared_last_pages(first) if self.length % PAGE_TOKENS else []
         missing = [last - len(row) for row in self.rows]
         if not copies and not any(missing):
@@ -88,7 +93,6 @@ class PageTable:
 
     def advance(self, tokens: int) -> None:
         self.length += tokens
-        self.lengths.add_(tokens)
 
     def truncate(self, length: int) -> None:
         """Forgets positions from `length` on, and pages that hold no other."""
@@ -97,14 +101,12 @@ class PageTable:
             for page in row[keep:]:
                 self.pool.release(page)
             del row[keep:]
-        if length != self.length:
-            self.length = length
-            self.lengths.fill_(length)
+        self.length = length
 
     def select(self, sources: list[int], index: torch.Tensor) -> None:
         """Sequence i becomes what sequence sources[i] was; `index` is `sources` as a tensor on the device."""
         rows = [list(self.rows[i]) for i in sources]
-        table, lengths = self.table.index_select(0, index), self.lengths.index_select(0, index)
+        table = self.table.index_select(0, index)
         self.pool.reserve(len(rows) * self.fixed_pages)
         for row in rows:
             for page in row:
@@ -112,7 +114,7 @@ class PageTable:
         for row in self.rows:
             for page in row:
                 self.pool.release(page)
-        self.rows, self.table, self.lengths = rows, table, lengths
+        self.rows, self.table = rows, table
 
     def _shared_last_pages(self, page_index: int) -> list[int]:
         """Sequences that must copy their last page before they write into it: all but one holder of each."""

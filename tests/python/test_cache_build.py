@@ -133,10 +133,10 @@ def reachable_tensors(root):
     return found
 
 
-@pytest.mark.parametrize("broken", ["attend", "encode", "balance"])
+@pytest.mark.parametrize("broken", ["attend_encode", "encode", "balance"])
 def test_an_error_leaves_the_layer_as_it_was_before_the_call(broken, monkeypatch):
     pair = LayerPair()
-    if broken != "balance":  # which is of the first call
+    if broken == "attend_encode":  # the others are of the first call
         pair.check(60)
         before = pair.layer.dequantize()
     length = pair.layer.length
