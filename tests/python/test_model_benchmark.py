@@ -17,7 +17,7 @@ import turboquant
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
 
-from gpu_model import compiled, eager, fill, first_token, host, kinds, longest, memory, profile, quantized, report, steps, subject  # noqa: E402
+from gpu_model import compiled, eager, fill, first_token, host, kinds, memory, profile, quantized, report, steps, subject  # noqa: E402
 from gpu_model import rows as table  # noqa: E402
 from gpu_model.run import Run  # noqa: E402
 
@@ -124,25 +124,6 @@ def test_bytes_are_not_counted_without_a_gpu(model):
     assert report.complete(ROWS["bytes, 8 x 8,192"], found)["targets"][0]["met"] is None
 
 
-def test_a_context_is_filled_in_calls_and_then_decoded(model, monkeypatch):
-    monkeypatch.setattr(longest, "CHUNK", 100)
-    for arm in longest.ARMS:
-        assert longest.fits(model, arm, 250)
-
-
-def test_memory_that_runs_out_is_a_context_that_does_not_fit(model, monkeypatch):
-    def fail(*_):
-        raise torch.cuda.OutOfMemoryError("no more")
-
-    monkeypatch.setattr(longest, "_fill", fail)
-    assert not longest.fits(model, "turboquant", 250)
-
-
-@pytest.mark.parametrize("limit", [0, 63, 64, 500, 640, 1000, 5000])
-def test_halving_finds_the_largest_that_suffices(limit):
-    assert longest.largest(lambda tokens: tokens <= limit, 500, 1100, 64) == min(limit, 1024) // 64 * 64
-
-
 def test_transformers_own_quantized_cache_takes_the_same(model, monkeypatch):
     monkeypatch.setattr(quantized, "QuantizedCache", lambda config, **options: DynamicCache(config=config))
     found = quantized.measure(model, tiny("QuantizedCache, 1 x 2,048"), QUICK)
@@ -151,7 +132,7 @@ def test_transformers_own_quantized_cache_takes_the_same(model, monkeypatch):
 
 def test_a_profile_has_operators_and_functions_of_both_arms(model):
     text = profile.profile(model, 1, 70, lines=3)
-    assert "==== flash" in text and "==== turboquant" in text and "tottime" in text and "aten::mm" in text
+    assert "==== flash" in text and "==== turboquant" in text and "tottime" in text and "aten::" in text
 
 
 # ---- clocks
