@@ -24,7 +24,8 @@ SCHEMA = {
     "seed": int,
     "cache_bytes": {"baseline": int, "turboquant": int},
     "ratio": NUMBER,
-    "memory": {"baseline_16_bit": int, "baseline_as_run": int, "turboquant": int, "cached_tokens": int},
+    "memory": {"baseline_16_bit": int, "baseline_as_run": int, "turboquant": int, "cached_tokens": int, "baseline_peak": NUMBER, "turboquant_peak": NUMBER},
+    "baseline": {"cache": str, "attention": str, "tried_s": dict},
     "tokens_per_s": {"baseline": NUMBER, "turboquant": NUMBER},
     "time_to_first_token_s": {"baseline": NUMBER, "turboquant": NUMBER},
     "kl": {"mean": NUMBER, "median": NUMBER, "p99": NUMBER, "p999": NUMBER, "max": NUMBER},
@@ -70,7 +71,8 @@ def finished(config_directory, tmp_path_factory):
 def test_the_report_has_every_documented_key(finished):
     _, report, _ = finished
     check_schema(report, SCHEMA)
-    assert report["setting"] == {"k_bits": 3, "v_bits": 2, "fringe": [1, 7], "balance": True}
+    assert report["setting"] == {"k_bits": 3, "v_bits": 2, "fringe": [1, 7], "balance": True, "static": False}
+    assert report["baseline"] == {"cache": "DynamicCache", "attention": "default", "tried_s": {}} and report["longest_context"] is None
     assert report["versions"]["torch"] == torch.__version__ and report["threads"] == 1
 
 
@@ -110,7 +112,7 @@ def test_the_bytes_counted_are_those_the_cache_says_it_holds():
     arm = arms.turboquant_arm(model, arms.Setting())
     done = generation.generate(model, prompt(tokens=100), arm, 5)
     assert memory.held_bytes(done.cache) == done.cache.nbytes
-    assert memory.baseline_bytes(arms.baseline_arm(model).make_cache()) == 0
+    assert memory.baseline_bytes(arms.baseline_arm(model).make_cache(0)) == 0
 
 
 def test_a_shared_storage_is_counted_once_and_in_full():
@@ -212,7 +214,7 @@ def test_help_names_every_option(capsys):
     text = capsys.readouterr().out
     for option in (
         "--model --gguf-file --demo --random-weights --dtype --device --threads --prompt --prompt-file --random-prompt --image --video "
-        "--max-new-tokens --seed --k-bits --v-bits --fringe --balance --no-balance --repeats --text-file --text-prefix --chunk --json --plot"
+        "--max-new-tokens --seed --k-bits --v-bits --fringe --balance --no-balance --static --baseline-attention --longest --repeats --text-file --text-prefix --chunk --json --plot"
     ).split():
         assert option in text
 

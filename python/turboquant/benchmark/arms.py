@@ -8,7 +8,8 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,10 +20,12 @@ class Setting:
     v_bits: int = 4
     fringe: tuple[int, int] = (4, 28)
     balance: bool | str = True  # or a file of balance vectors
+    static: bool = False  # fixed capacity, for compiled steps; then the baseline is StaticCache
 
     def label(self) -> str:
         first, recent = self.fringe
-        return f"TurboQuantCache K{self.k_bits}/V{self.v_bits}, fringe {first}+{recent}" + (
+        name = "TurboQuantStaticCache" if self.static else "TurboQuantCache"
+        return f"{name} K{self.k_bits}/V{self.v_bits}, fringe {first}+{recent}" + (
             ", balance from a file" if isinstance(self.balance, str) else "" if self.balance else ", no balance"
         )
 
@@ -31,21 +34,30 @@ class Setting:
 class Arm:
     key: str  # "baseline" or "turboquant", as in the report
     label: str
-    make_cache: Callable[[], object]
+    make_cache: Callable[[int], object]  # with room for so many tokens, where its capacity is fixed
     attention: Callable[[], contextlib.AbstractContextManager[None]]
 
 
-def baseline_arm(model: PreTrainedModel) -> Arm:
-    return Arm("baseline", "DynamicCache", lambda: DynamicCache(config=model.config), contextlib.nullcontext)
+def baseline_arm(model: PreTrainedModel, static: bool = False, attention: str = "default") -> Arm:
+    """`attention`: "default" for torch's own choice of SDPA's backend, "flash" for that one."""
+    name = "StaticCache" if static else "DynamicCache"
+
+    def make_cache(capacity: int) -> object:
+        return StaticCache(config=model.config, max_cache_len=capacity) if static else DynamicCache(config=model.config)
+
+    if attention == "flash":
+        return Arm("baseline", f"{name}, flash", make_cache, lambda: sdpa_kernel(SDPBackend.FLASH_ATTENTION))
+    return Arm("baseline", name, make_cache, contextlib.nullcontext)
 
 
 def turboquant_arm(model: PreTrainedModel, setting: Setting) -> Arm:
-    from turboquant import TurboQuantCache
+    import turboquant
 
-    def make_cache() -> object:
-        return TurboQuantCache(
-            model.config, k_bits=setting.k_bits, v_bits=setting.v_bits, fringe=setting.fringe, balance=setting.balance
-        )
+    kind = turboquant.TurboQuantStaticCache if setting.static else turboquant.TurboQuantCache
+    options = {"k_bits": setting.k_bits, "v_bits": setting.v_bits, "fringe": setting.fringe, "balance": setting.balance}
+
+    def make_cache(capacity: int) -> object:
+        return kind(model.config, **options, **({"max_tokens": capacity} if setting.static else {}))
 
     return Arm("turboquant", setting.label(), make_cache, lambda: _turboquant_attention(model))
 

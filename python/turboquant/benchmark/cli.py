@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROG,
-        description="Runs one model twice, with transformers' DynamicCache and with TurboQuantCache, and reports cache bytes, speed, "
+        description="Runs one model twice, with transformers' own cache and with TurboQuantCache, and reports cache bytes, peak memory, speed, "
         "the first differing token, and the KL divergence of the next-token distributions.",
     )
     what = parser.add_argument_group("model")
@@ -68,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
 
     how = parser.add_argument_group("measurement")
     how.add_argument("--repeats", type=_positive, default=2, metavar="N", help="timed runs of each cache (default: %(default)s)")
+    how.add_argument("--static", action="store_true", help="caches of fixed capacity, whose steps generate compiles on a GPU; the baseline is StaticCache")
+    how.add_argument("--baseline-attention", choices=("auto", "default", "flash"), default="auto", help="backend of the baseline's SDPA; auto: the faster one, on a GPU (default: %(default)s)")
+    how.add_argument("--longest", action="store_true", help="look for the longest context that fits (on a GPU; takes about a minute)")
     how.add_argument("--text-file", metavar="FILE", help="teacher-forced on this text (default: on the prompt)")
     how.add_argument("--text-prefix", type=_positive, metavar="N", help="tokens of the text that are prefilled, not measured (default: half)")
     how.add_argument("--chunk", type=_count, default=16, metavar="N", help="the text's tokens a call; 1 is decoding to the letter, 0 leaves the text out (default: %(default)s)")

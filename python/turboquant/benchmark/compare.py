@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 
 from turboquant.benchmark import memory, metrics
 from turboquant.benchmark.arms import Arm, Setting, baseline_arm, turboquant_arm
+from turboquant.benchmark.baseline import choose
+from turboquant.benchmark.contexts import longest_contexts
 from turboquant.benchmark.environment import describe_device, describe_model, versions
 from turboquant.benchmark.fidelity import compare_on_text
 from turboquant.benchmark.generation import Generation, generate
@@ -32,6 +34,8 @@ class Plan:
     text: torch.Tensor | None = None  # [count] tokens that replace the prompt there
     text_prefix: int | None = None  # tokens of it that are prefilled, not measured; None: half
     seed: int = 0
+    baseline_attention: str = "auto"  # baseline.CHOICES
+    longest: bool = False  # look for the longest context that fits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,24 +48,28 @@ class Comparison:
 def compare(subject: Subject, inputs: dict, plan: Plan, progress: Progress) -> Comparison:
     model = subject.model
     torch.manual_seed(plan.seed)
-    baseline, ours = baseline_arm(model), turboquant_arm(model, plan.setting)
-    # Refuses an unsupported model before anything is run.
-    ours.make_cache()
+    static = plan.setting.static
+    plain, ours = baseline_arm(model, static), turboquant_arm(model, plan.setting)
     prompt_tokens = inputs["input_ids"].shape[1]
+    # Refuses an unsupported model before anything is run.
+    ours.make_cache(prompt_tokens + plan.max_new_tokens)
 
-    _warm_up(model, inputs, (baseline, ours), progress)
+    _warm_up(model, inputs, (plain, ours), progress)
+    baseline, baseline_words = choose(model, inputs, static, plan.baseline_attention, progress)
     continuation, runs = _generations(model, inputs, baseline, ours, plan, progress)
-    texts = _compare_on_text(subject, inputs, (baseline, ours), plan, progress)
+    texts = _compare_on_text(subject, inputs, (plain, ours), plan, progress)
 
     fidelity = {"text": texts, "continuation": continuation}
     pooled = Fidelity.joined([part for part in fidelity.values() if len(part)])
     tokens = {key: generations[-1].tokens for key, generations in runs.items()}
     held = _bytes(runs)
+    longest = longest_contexts(model, plan.setting, progress) if plan.longest else None
     speeds = {key: metrics.speed([g.times for g in generations]) for key, generations in runs.items()}
     report = {
         "schema": SCHEMA,
         "model": describe_model(subject),
         "setting": dataclasses.asdict(plan.setting),
+        "baseline": baseline_words,
         "prompt_tokens": prompt_tokens,
         "new_tokens": {key: len(value) for key, value in tokens.items()},
         "repeats": plan.repeats,
@@ -69,6 +77,7 @@ def compare(subject: Subject, inputs: dict, plan: Plan, progress: Progress) -> C
         "cache_bytes": {"baseline": held["baseline_16_bit"], "turboquant": held["turboquant"]},
         "ratio": held["baseline_16_bit"] / held["turboquant"],
         "memory": held,
+        "longest_context": longest,
         "tokens_per_s": {key: value["tokens_per_s"] for key, value in speeds.items()},
         "time_to_first_token_s": {key: value["time_to_first_token_s"] for key, value in speeds.items()},
         "speed": speeds,
@@ -106,7 +115,7 @@ def _generations(
     In the first round ours is made to follow the baseline's answer, so that both can be compared at each of its tokens, one
     token a call. The answer's first token is left out: its logits come from the prefill, which does not read the cache."""
     count = plan.max_new_tokens
-    with progress.task("DynamicCache answers", count) as step:
+    with progress.task(f"{baseline.label} answers", count) as step:
         free = generate(model, inputs, baseline, count, keep_logits=True, on_token=step)
     with progress.task("TurboQuantCache follows, teacher-forced", len(free.tokens)) as step:
         forced = generate(model, inputs, ours, count, forced=free.tokens, keep_logits=True, on_token=step)
@@ -130,11 +139,11 @@ def _bytes(runs: dict[str, list[Generation]]) -> dict[str, int | None]:
         "baseline_16_bit": memory.baseline_bytes(last["baseline"].cache),
         "baseline_as_run": memory.held_bytes(last["baseline"].cache),
         "turboquant": memory.held_bytes(last["turboquant"].cache),
-        "cached_tokens": last["baseline"].cache.get_seq_length(),
+        "cached_tokens": int(last["baseline"].cache.get_seq_length()),
     }
     for key, run in last.items():
         device = next(memory.held_tensors(run.cache)).device
-
+        held[f"{key}_peak"] = run.peak_bytes
         held[f"{key}_released"] = memory.released_bytes(run.drop, device)
     return held
 

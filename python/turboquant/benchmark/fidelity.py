@@ -33,7 +33,7 @@ def compare_on_text(
     """`tokens` [count]; arms are (baseline, ours). Positions prefix .. count - 1 are measured."""
     if not 0 < prefix < len(tokens) or chunk < 1:
         raise ValueError(f"prefix={prefix} and chunk={chunk} do not fit a text of {len(tokens)} tokens")
-    caches = [arm.make_cache() for arm in arms]
+    caches = [arm.make_cache(len(tokens)) for arm in arms]
     for arm, cache in zip(arms, caches):
         _logits(model, arm, cache, tokens[:prefix], last_only=True)
     on_tokens(prefix)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
+from turboquant.benchmark import memory
 from turboquant.benchmark.arms import Arm, synchronize
 from turboquant.benchmark.metrics import StepTimes
 
@@ -20,6 +21,7 @@ class Generation:
     times: StepTimes
     cache: object | None
     logits: torch.Tensor | None  # [tokens, vocabulary], before any processor
+    peak_bytes: int | None  # most memory held meanwhile, beyond what was before; None where it is not known
 
     def drop(self) -> None:
         """Lets go of what is large."""
@@ -39,8 +41,9 @@ def generate(
     """Greedy. With `forced`, every step's choice is replaced by the next forced token (teacher forcing through the path in use)."""
     clock = _Clock(model.device, on_token)
     processors = LogitsProcessorList([] if forced is None else [_Forced(forced)])
-    cache = arm.make_cache()
     prompt_tokens = inputs["input_ids"].shape[1]
+    cache = arm.make_cache(prompt_tokens + max_new_tokens)
+    peak = memory.Peak(model.device)
     with arm.attention():
         clock.start()
         out = model.generate(
@@ -59,11 +62,13 @@ def generate(
             return_dict_in_generate=True,
             output_logits=keep_logits,
         )
+    peak_bytes = peak.bytes()
     return Generation(
         tokens=out.sequences[0, prompt_tokens:].tolist(),
         times=clock.step_times(),
         cache=cache,
         logits=torch.cat(out.logits).float() if keep_logits else None,
+        peak_bytes=None if keep_logits else peak_bytes,
     )
 
 

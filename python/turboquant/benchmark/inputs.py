@@ -10,6 +10,7 @@ import torch
 
 from turboquant.benchmark.errors import BenchmarkError
 from turboquant.benchmark.models import Subject
+from turboquant.benchmark.video import decode_with_pyav
 
 # The shipped texts: written for this project, so anyone may use them. Fidelity is also tested on them.
 TEXTS = ("expedition.md", "harbour.md", "scheduler.md", "workshop.md")
@@ -76,6 +77,8 @@ def _multimodal(subject: Subject, prompt: str, images: list[str], videos: list[s
                 raise BenchmarkError(f"--{kind} {file!r} does not exist.")
     if not getattr(processor, "chat_template", None):
         raise BenchmarkError(f"{subject.name} has no chat template, which says where images and videos stand in the prompt.")
+    if videos:
+        decode_with_pyav(processor)
     content = [{"type": "image", "path": file} for file in images] + [{"type": "video", "path": file} for file in videos]
     content.append({"type": "text", "text": prompt})
     try:
@@ -84,8 +87,8 @@ def _multimodal(subject: Subject, prompt: str, images: list[str], videos: list[s
         )
     except ImportError as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "a decoder library is missing"
-        raise BenchmarkError(f"cannot decode {', '.join(images + videos)}: {reason} (for videos: pip install av torchvision)") from error
-    except (OSError, ValueError) as error:
+        raise BenchmarkError(f"cannot decode {', '.join(images + videos)}: {reason}") from error
+    except (OSError, ValueError, RuntimeError) as error:
         raise BenchmarkError(f"cannot decode {', '.join(images + videos)}: {error}") from error
     inputs = inputs.to(subject.model.device)
     return {

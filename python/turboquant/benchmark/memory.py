@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import gc
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psutil
 import torch
@@ -74,6 +75,31 @@ def released_bytes(release: Callable[[], None], device: torch.device) -> int | N
     release()
     after = _in_use(device)
     return None if before is None or after is None else before - after
+
+
+class Peak:
+    """The most memory held since it was made, beyond what was held then: the GPU's allocator's, or the process's resident memory
+    where the system lets its high-water mark be set back (Linux)."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.before = _in_use(device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        elif self.before is not None:
+            try:
+                Path("/proc/self/clear_refs").write_text("5")
+            except OSError:
+                self.before = None
+
+    def bytes(self) -> int | None:
+        if self.before is None:
+            return None
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) - self.before
+        lines = Path("/proc/self/status").read_text().splitlines()
+        most = next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
+        return None if most is None else max(0, most - self.before)
 
 
 def _in_use(device: torch.device) -> int | None:

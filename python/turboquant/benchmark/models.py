@@ -90,7 +90,8 @@ def load(
         kind = _model_class(config, with_media, label)
         if random_weights:
             torch.manual_seed(seed)
-            model = kind.from_config(config, dtype=dtype)
+            with device:  # drawn where they are used: a large model takes minutes on a CPU
+                model = kind.from_config(config, dtype=dtype)
         else:
             model = kind.from_pretrained(directory, dtype=dtype, **source)
         processor = AutoProcessor.from_pretrained(directory) if with_media else None

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes  # noqa: E402
 
 from turboquant.benchmark.compare import Comparison  # noqa: E402
 from turboquant.benchmark.metrics import Fidelity  # noqa: E402
+from turboquant.benchmark.tables import baseline_label  # noqa: E402
 
 BASELINE, OURS, MISS, INK = "#9aa3ad", "#1565c0", "#d1495b", "#2b2f33"
 PART_LABELS = {"text": "text", "continuation": "the baseline's own answer"}
@@ -43,13 +44,14 @@ def save_plot(comparison: Comparison, path: str | Path) -> None:
         figure.get_layout_engine().set(w_pad=0.14, h_pad=0.08)
         top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.45))
         bytes_axes, speed_axes, first_axes = top.subplots(1, 3)
-        _bars(bytes_axes, "Cache (MB)", {key: value / 1e6 for key, value in report["cache_bytes"].items()}, "{:.1f}")
+        label = baseline_label(report)
+        _bars(bytes_axes, "Cache (MB)", label, {key: value / 1e6 for key, value in report["cache_bytes"].items()}, "{:.1f}")
         bytes_axes.set_xlabel(f"{report['ratio']:.2f} x smaller than in 16 bits")
         speed, first = report["tokens_per_s"], report["time_to_first_token_s"]
-        _bars(speed_axes, "Decoding (tokens/s)", speed, "{:.3g}")
+        _bars(speed_axes, "Decoding (tokens/s)", label, speed, "{:.3g}")
         if None not in speed.values():
             speed_axes.set_xlabel(f"{speed['turboquant'] / speed['baseline']:.2f} x as fast")
-        _bars(first_axes, "Time to first token (s)", first, "{:.3g}")
+        _bars(first_axes, "Time to first token (s)", label, first, "{:.3g}")
         first_axes.set_xlabel(f"{first['baseline'] / first['turboquant']:.2f} x as fast")
         _kl(bottom.subplots(), comparison.fidelity, report)
         figure.suptitle(_title(report), x=0.015, ha="left", fontsize=12)
@@ -62,15 +64,15 @@ def _title(report: dict) -> str:
     first, recent = setting["fringe"]
     threads = f", {report['threads']} threads" if report["device"]["type"] == "cpu" else ""
     return (
-        f"{model['name']}: TurboQuant K{setting['k_bits']}/V{setting['v_bits']}, fringe {first}+{recent}, against DynamicCache\n"
+        f"{model['name']}: TurboQuant K{setting['k_bits']}/V{setting['v_bits']}, fringe {first}+{recent}, against {baseline_label(report)}\n"
         f"{report['prompt_tokens']} prompt tokens, {model['dtype']}, {report['device']['name']}{threads}"
     )
 
 
-def _bars(axes: Axes, title: str, values: dict[str, float | None], form: str) -> None:
+def _bars(axes: Axes, title: str, label: str, values: dict[str, float | None], form: str) -> None:
     axes.set_title(title)
     heights = [values["baseline"] or 0.0, values["turboquant"] or 0.0]
-    bars = axes.bar(["DynamicCache", "TurboQuant"], heights, color=(BASELINE, OURS), width=0.5)
+    bars = axes.bar([label, "TurboQuant"], heights, color=(BASELINE, OURS), width=0.5)
     axes.bar_label(bars, [form.format(h) if h else "not measured" for h in heights], padding=3, fontweight="bold")
     axes.set_ylim(0, 1.18 * max(*heights, 1e-9))
     axes.set_yticks([])
@@ -84,7 +86,7 @@ def _kl(axes: Axes, fidelity: dict[str, Fidelity], report: dict) -> None:
         axes.set_title("KL divergence: nothing was measured")
         axes.set_axis_off()
         return
-    axes.set_title(f"KL(DynamicCache || TurboQuant) of the next token, teacher-forced: same most likely token at {100 * report['top1']:.1f} %")
+    axes.set_title(f"KL({report['baseline']['cache']} || TurboQuant) of the next token, teacher-forced: same most likely token at {100 * report['top1']:.1f} %")
     axes.set_yscale("log")
     for key, part in fidelity.items():
         if len(part):

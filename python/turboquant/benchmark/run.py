@@ -32,18 +32,22 @@ def run(arguments: argparse.Namespace) -> Comparison:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     json_path, plot_path = _outputs(arguments)
+    if arguments.longest and models.resolve_device(arguments.device).type != "cuda":
+        raise BenchmarkError("--longest needs a GPU: a CPU's memory is shared with all else.")
     subject = _load(arguments, progress)
     _check_balance(arguments.balance, subject)
     prompt = _prompt(arguments, subject)
     inputs.check_length(subject, prompt, arguments.max_new_tokens)
     plan = Plan(
-        setting=Setting(arguments.k_bits, arguments.v_bits, arguments.fringe, arguments.balance),
+        setting=Setting(arguments.k_bits, arguments.v_bits, arguments.fringe, arguments.balance, arguments.static),
         max_new_tokens=arguments.max_new_tokens,
         repeats=arguments.repeats,
         chunk=arguments.chunk,
         text=_text(arguments, subject),
         text_prefix=arguments.text_prefix,
         seed=arguments.seed,
+        baseline_attention=arguments.baseline_attention,
+        longest=arguments.longest,
     )
     _check_text(subject, plan.text if plan.text is not None else prompt["input_ids"][0], plan)
     comparison = compare(subject, prompt, plan, progress)

@@ -16,7 +16,7 @@ def show(comparison: Comparison, console: Console) -> None:
     report = comparison.report
     console.print(_table(report, console))
     console.print(_notes(report), style="dim", highlight=False, markup=False)
-    for key, title in (("baseline", "DynamicCache answers"), ("turboquant", "TurboQuantCache answers")):
+    for key, title in (("baseline", f"{report['baseline']['cache']} answers"), ("turboquant", "TurboQuantCache answers")):
         console.print(f"\n[bold]{title}[/bold]")
         console.print(Padding(escape(comparison.texts[key]) or "(nothing)", (0, 2)), highlight=False)
     console.print()
@@ -27,7 +27,7 @@ def _table(report: dict, console: Console) -> Table:
     title = f"{model['name']}, {report['prompt_tokens']} prompt tokens, {model['dtype']}, {report['device']['name']}, {report['threads']} threads"
     table = Table(title=escape(title), box=box.SIMPLE_HEAD if console.is_terminal else box.ASCII2, title_justify="left", title_style="bold")
     table.add_column("", no_wrap=True)
-    table.add_column("DynamicCache", justify="right")
+    table.add_column(baseline_label(report), justify="right")
     table.add_column(f"TurboQuant K{setting['k_bits']}/V{setting['v_bits']}", justify="right")
     table.add_column("", justify="right")
 
@@ -39,6 +39,11 @@ def _table(report: dict, console: Console) -> Table:
     freed = report["memory"]["baseline_released"], report["memory"]["turboquant_released"]
     if None not in freed:
         table.add_row("memory freed with it", megabytes(freed[0]), megabytes(freed[1]), "")
+    peaks = report["memory"]["baseline_peak"], report["memory"]["turboquant_peak"]
+    if None not in peaks:
+        table.add_row("most memory beyond the weights", megabytes(peaks[0]), megabytes(peaks[1]), "")
+    if longest := report["longest_context"]:
+        table.add_row("longest context that fits", *(f"{longest[key]:,} tokens" for key in ("baseline", "turboquant")), _longer(longest))
     first = report["time_to_first_token_s"]
     table.add_row("time to first token", *(f"{first[key]:.2f} s" for key in ("baseline", "turboquant")), _ratio(first["baseline"], first["turboquant"]))
     speed = report["tokens_per_s"]
@@ -51,7 +56,7 @@ def _table(report: dict, console: Console) -> Table:
     table.add_row("first differing token", "", same, "")
     if report["kl"]["mean"] is not None:
         kl = report["kl"]
-        table.add_row("KL to DynamicCache, mean", "", f"{kl['mean']:.5f}", "nats/token")
+        table.add_row(f"KL to {report['baseline']['cache']}, mean", "", f"{kl['mean']:.5f}", "nats/token")
         table.add_row("KL, 99 % / 99.9 %", "", f"{kl['p99']:.4f} / {kl['p999']:.4f}", "")
         table.add_row("same most likely token", "", f"{100 * report['top1']:.1f} %", "")
     return table
@@ -65,6 +70,15 @@ def _notes(report: dict) -> str:
     if text:
         pieces.insert(0, f"{text} of the text, {calls} token{'s' if calls > 1 else ''} a call")
     return f"KL and agreement are teacher-forced, over {' and '.join(pieces)}; prefilled tokens are not counted."
+
+
+def baseline_label(report: dict) -> str:
+    baseline = report["baseline"]
+    return baseline["cache"] + (f", {baseline['attention']}" if baseline["attention"] != "default" else "")
+
+
+def _longer(tokens: dict[str, int]) -> str:
+    return f"{tokens['turboquant'] / tokens['baseline']:.2f} x as long" if tokens["baseline"] else ""
 
 
 def _ratio(numerator: float, denominator: float) -> str:
