@@ -6,13 +6,15 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
 from . import attention as _attention  # noqa: F401  registers the attention
 from . import ops
 from .calibration import Calibration, as_calibration
-from .layers import CacheSettings, TurboQuantLayer
+from .layers import DTYPES, CacheSettings, TurboQuantLayer
+from .offloading import OffloadedLayer
 
 STOCK_LAYERS = (DynamicSlidingWindowLayer, LinearAttentionLayer)
 REMEDY = "use transformers' DynamicCache for this model"
@@ -27,8 +29,9 @@ class TurboQuantCache(Cache):
     keeps none. `balance` takes per-channel weights from the first call's queries and keys; the path of a file (or a
     `Calibration`) that `python -m turboquant.calibrate` wrote takes them from there. `seed` draws
     the rotations: the same seed and calls give the same bytes. `max_tokens` allocates pages for that many
-    tokens (padding included) of each sequence at the first call; without it they grow. What is not
-    supported is refused here, with the reason.
+    tokens (padding included) of each sequence at the first call; without it they grow. `offloading` keeps
+    the pages of layers that do not compute in host memory. What is not supported is refused here, with the
+    reason.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class TurboQuantCache(Cache):
         balance: bool | str | Path | Calibration = True,
         seed: int = 0,
         max_tokens: int | None = None,
+        offloading: bool = False,
     ) -> None:
         first, recent = _checked_fringe(fringe)
         if not 0 <= seed < 1 << 47:
@@ -53,14 +57,19 @@ class TurboQuantCache(Cache):
             calibration.check_config(text)
         self.settings = CacheSettings(k_bits, v_bits, first, recent, bool(balance), seed, max_tokens, calibration)
 
-        layers = list(DynamicCache(config=text).layers)
+        layers = _stock_layers(text)
         full = [i for i, layer in enumerate(layers) if type(layer) is DynamicLayer]
         other = {type(layer).__name__ for layer in layers if type(layer) not in (DynamicLayer, *STOCK_LAYERS)}
         if other:
             raise NotImplementedError(f"layers of type {sorted(other)} are not supported: {REMEDY}")
+        ring: list[OffloadedLayer] = []
         for i in full:
             _check_head_dim(text, i, k_bits, v_bits)
-            layers[i] = TurboQuantLayer(self.settings, i, readers=1 + (sharing_layers(text) if i == full[-1] else 0))
+            readers = 1 + (sharing_layers(text) if i == full[-1] else 0)
+            if offloading:
+                layers[i] = OffloadedLayer(self.settings, i, readers, ring)
+            else:
+                layers[i] = TurboQuantLayer(self.settings, i, readers)
         if not full:
             warnings.warn(
                 f"none of the {len(layers)} layers of this {type(text).__name__} is a full-attention layer, so nothing "
@@ -72,7 +81,7 @@ class TurboQuantCache(Cache):
 
     def memory(self) -> dict[str, int]:
         """Bytes of every tensor the cache holds: of compressed layers by use, of the others as "stock"."""
-        uses = ("pages", "fringe", "tables", "signs", "workspace", "pending", "stock")
+        uses = ("pages", "fringe", "tables", "signs", "workspace", "pending", "host", "stock")
         total: dict[str, int] = dict.fromkeys(uses, 0)
         for layer in self.layers:
             if isinstance(layer, TurboQuantLayer):
@@ -113,9 +122,23 @@ def _checked_config(config: PreTrainedConfig) -> PreTrainedConfig:
     name = type(text).__name__
     if getattr(text, "kv_lora_rank", None):
         raise NotImplementedError(f"{name} has latent attention (kv_lora_rank={text.kv_lora_rank}): not supported, {REMEDY}")
+    if getattr(text, "cross_attention_layers", None) or getattr(text, "add_cross_attention", False):
+        raise NotImplementedError(f"{name} has cross attention, which keeps keys of another input: not supported, {REMEDY}")
+    if not getattr(text, "num_attention_heads", None):
+        raise NotImplementedError(f"{name} says nothing of attention heads (num_attention_heads): not supported, {REMEDY}")
+    if isinstance(getattr(text, "dtype", None), torch.dtype) and text.dtype not in DTYPES:
+        raise NotImplementedError(f"{name} has dtype {text.dtype}; pages are made of float32, bfloat16 or float16: {REMEDY}")
     if "chunked_attention" in (getattr(text, "layer_types", None) or ()) or getattr(text, "attention_chunk_size", None):
         raise NotImplementedError(f"{name} has chunked attention: not supported, {REMEDY}")
     return text
+
+
+def _stock_layers(text: PreTrainedConfig) -> list:
+    """What transformers would store this model's keys and values in."""
+    try:
+        return list(DynamicCache(config=text).layers)
+    except (AttributeError, KeyError) as error:  # a part of a model, or layers of its own that only its code knows
+        raise NotImplementedError(f"transformers builds no cache from {type(text).__name__} alone ({error}): not supported") from error
 
 
 def sharing_layers(text: PreTrainedConfig) -> int:

@@ -201,7 +201,7 @@ class TurboQuantLayer(CacheLayerMixin):
             self.select(torch.arange(self.batch)[_on_host(indices)].tolist())
 
     def offload(self) -> None:
-        raise NotImplementedError("TurboQuantCache does not offload: build it without offloading")
+        raise NotImplementedError("this layer stays on its device: build the cache with offloading=True")
 
     prefetch = offload
 

@@ -27,10 +27,11 @@ def dense(query, key, value, mask, scale, softcap=0.0, sinks=None, window=0, dty
         scores = softcap * torch.tanh(scores / softcap)
     if mask is None:
         tokens, keys = scores.shape[2:]
-        position = torch.arange(keys - tokens, keys)[:, None]
-        mask = torch.arange(keys) <= position
+        key_position = torch.arange(keys, device=scores.device)
+        position = key_position[keys - tokens :, None]
+        mask = key_position <= position
         if window:
-            mask = mask & (torch.arange(keys) > position - window)
+            mask = mask & (key_position > position - window)
     scores = scores.masked_fill(~mask, -torch.inf)
     if sinks is not None:
         column = sinks.to(dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
@@ -60,17 +61,17 @@ class OracleLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states, value_states):
         batch, heads, _, dim = key_states.shape
-        self.heads, self.dim = heads, dim
-        self.pages = torch.zeros(batch, PAGES, heads, ops.page_bytes(dim, *self.bits), dtype=torch.uint8)
+        self.heads, self.dim, on = heads, dim, dict(device=key_states.device)
+        self.pages = torch.zeros(batch, PAGES, heads, ops.page_bytes(dim, *self.bits), dtype=torch.uint8, **on)
         slots = self.first + self.recent
-        self.fringe = torch.zeros(batch, heads, slots, 2, dim, dtype=torch.float16) if slots else None
-        self.recent_starts = torch.zeros(batch, dtype=torch.int32) if slots else None
-        self.starts = torch.zeros(batch, dtype=torch.int32)
-        self.xi = ops.random_signs(dim, sign_seed(self.seed, self.index, False)).repeat(heads, 1)
-        self.value_signs = ops.random_signs(dim, sign_seed(self.seed, self.index, True)).repeat(heads, 1)
+        self.fringe = torch.zeros(batch, heads, slots, 2, dim, dtype=torch.float16, **on) if slots else None
+        self.recent_starts = torch.zeros(batch, dtype=torch.int32, **on) if slots else None
+        self.starts = torch.zeros(batch, dtype=torch.int32, **on)
+        self.xi = ops.random_signs(dim, sign_seed(self.seed, self.index, False)).to(**on).repeat(heads, 1)
+        self.value_signs = ops.random_signs(dim, sign_seed(self.seed, self.index, True)).to(**on).repeat(heads, 1)
         self.s = None
         base = ops.hadamard_base(dim)
-        self.base = base if base.shape[0] > 1 else None
+        self.base = base.to(**on) if base.shape[0] > 1 else None
         self.is_initialized = True
 
     def update(self, key_states, value_states, *args, **kwargs):
@@ -79,9 +80,8 @@ class OracleLayer(CacheLayerMixin):
         return Handle(self, key_states), Handle(self, value_states)
 
     def _where(self):
-        batch = self.pages.shape[0]
-        table = torch.arange(batch * PAGES, dtype=torch.int32).view(batch, PAGES)
-        return table, torch.full((batch,), self.length, dtype=torch.int32)
+        batch, on = self.pages.shape[0], dict(dtype=torch.int32, device=self.pages.device)
+        return torch.arange(batch * PAGES, **on).view(batch, PAGES), torch.full((batch,), self.length, **on)
 
     def history(self, dtype=torch.float32):
         table, lengths = self._where()
@@ -102,7 +102,7 @@ class OracleLayer(CacheLayerMixin):
         table, lengths = self._where()
         batch, _, tokens, _ = keys.shape
         query, keys, values = (x.transpose(1, 2).flatten(0, 1).contiguous() for x in (query, keys, values))
-        rows = torch.arange(batch + 1, dtype=torch.int32) * tokens
+        rows = torch.arange(batch + 1, dtype=torch.int32, device=keys.device) * tokens
         if self.s is None:
             self.s = ops.balance(query, keys, rows, self.starts) if self.balance else torch.ones_like(self.xi)
         ops.encode(
@@ -132,7 +132,7 @@ class OracleLayer(CacheLayerMixin):
         if self.is_initialized:
             for name in ("pages", "fringe", "recent_starts", "starts"):
                 if getattr(self, name) is not None:
-                    setattr(self, name, getattr(self, name)[index].clone())
+                    setattr(self, name, getattr(self, name)[index.to(self.pages.device)].clone())
 
     reorder_cache = batch_select_indices = _pick
 

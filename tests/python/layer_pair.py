@@ -5,14 +5,18 @@ import math
 from types import SimpleNamespace
 
 import torch
+import where
 from dense_oracle import OracleLayer, oracle_attention
 from turboquant.attention import turboquant_attention
 from turboquant.layers import CacheSettings, TurboQuantLayer
+from turboquant.offloading import OffloadedLayer
 
 SETTINGS = dict(k_bits=4, v_bits=4, fringe=(4, 28), balance=True, seed=0)
 
 
 class LayerPair:
+    offloaded = False  # leave for the host after each call
+
     def __init__(self, heads=(4, 2), head_dim=32, batch=1, dtype=torch.float32, readers=1, **settings):
         self.q_heads, self.kv_heads = heads
         self.head_dim, self.dtype = head_dim, dtype
@@ -20,7 +24,7 @@ class LayerPair:
         first, recent = s["fringe"] or (0, 0)
         max_tokens = s.pop("max_tokens", None)
         shared = CacheSettings(s["k_bits"], s["v_bits"], first, recent, s["balance"], s["seed"], max_tokens)
-        self.layer = TurboQuantLayer(shared, 0, readers)
+        self.layer = OffloadedLayer(shared, 0, readers, []) if self.offloaded else TurboQuantLayer(shared, 0, readers)
         self.oracle = OracleLayer(0, **s)
         self.oracle.attention_dtype = torch.float64
         self.module = SimpleNamespace(training=False, is_causal=True, num_key_value_groups=self.q_heads // self.kv_heads)
@@ -31,7 +35,8 @@ class LayerPair:
         """Query, keys, values [batch, heads, tokens, head_dim]; keys with a common part, as models have."""
         shapes = [(self.batch, h, tokens, self.head_dim) for h in (self.q_heads, self.kv_heads, self.kv_heads)]
         query, keys, values = (torch.randn(shape, generator=self.generator) for shape in shapes)
-        return query.to(self.dtype), (keys + 2 * torch.linspace(-1, 1, self.head_dim)).to(self.dtype), values.to(self.dtype)
+        keys = keys + 2 * torch.linspace(-1, 1, self.head_dim)
+        return tuple(x.to(where.DEVICE, self.dtype) for x in (query, keys, values))
 
     def mask(self, tokens, starts, window=0):
         """What transformers makes of left padding: bool [batch, 1, tokens, history + tokens]."""
@@ -40,13 +45,15 @@ class LayerPair:
         mask = (key <= query) & (key >= torch.tensor(starts)[:, None, None])
         if window:
             mask = mask & (key > query - window)
-        return mask[:, None]
+        return mask[:, None].to(where.DEVICE)
 
     def call(self, tokens, mask=None, **kwargs):
         """Outputs [batch, tokens, heads, head_dim] of ours and of the oracle, and what rounding may cost."""
         query, keys, values = self.vectors(tokens)
         bound = self.bound(query, keys, values, kwargs.get("scaling"))
         ours, _ = turboquant_attention(self.module, query, *self.layer.update(keys, values), mask, **kwargs)
+        if self.offloaded:
+            self.layer.offload()
         exact, _ = oracle_attention(self.module, query.float(), *self.oracle.update(keys, values), mask, **kwargs)
         return ours, exact, bound
 
@@ -55,7 +62,7 @@ class LayerPair:
         ours, exact, bound = self.call(tokens, mask, **kwargs)
         error = (ours.float() - exact).abs()
         if seen is not None:
-            error = error[seen]
+            error = error[seen.to(error.device)]
         assert error.max() <= bound, f"error {error.max():.3g}, rounding explains {bound:.3g}"
 
     def bound(self, query, keys, values, scale=None):
@@ -71,4 +78,8 @@ class LayerPair:
         bound = (2 * score + (2 * n + 4 * math.log2(d) + 8) * unit) * value
         if self.dtype != torch.float32:  # the result is rounded once, and torch's own SDPA rounds the weights too
             bound += 3 * torch.finfo(self.dtype).eps * value
+            if where.DEVICE == "cuda":  # queries and weights in 16 bits: tests/gpu/attend_bound.h
+                half, integer, reach = 2.0**-11, 1 / 65278, scale * longest(query) * max(longest(keys), longest(old_keys))
+                shortest = min(x.float().norm(dim=-1).amin().item() for x in (values, old_values) if x.numel())
+                bound += (2 * (math.sqrt(d) * integer + 2 * half) * reach + 64 * integer * value / shortest + 2 * half) * value
         return bound

@@ -3,12 +3,13 @@
 
 import pytest
 import torch
+import where
 from layer_pair import LayerPair
 from turboquant.attention import turboquant_attention
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CALLS = (70, 1, 1, 5, 60, 1, 1)  # prefill, decoding, a draft of several tokens, a chunk, decoding
-SINKS = torch.tensor([0.5, -1.0, 2.0, 0.0])
+SINKS = torch.tensor([0.5, -1.0, 2.0, 0.0], device=where.DEVICE)
 
 
 @pytest.mark.parametrize("head_dim", [32, 48, 80, 112, 128, 256])
@@ -41,9 +42,10 @@ def test_every_fringe_with_and_without_balance(fringe, balance):
         pair.check(tokens)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_16_bit_models(dtype):
-    pair = LayerPair(dtype=dtype)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("head_dim", "heads"), [(32, (4, 2)), (64, (6, 2)), (128, (8, 1)), (256, (4, 4)), (128, (32, 1))], ids=str)
+def test_16_bit_models(head_dim, heads, dtype):
+    pair = LayerPair(head_dim=head_dim, heads=heads, dtype=dtype)
     for tokens in CALLS:
         pair.check(tokens)
 
@@ -121,7 +123,7 @@ def test_a_bias_in_the_mask_is_added():
     pair = LayerPair()
     pair.check(70)
     query, keys, values = pair.vectors(2)
-    bias = torch.linspace(-3, 3, 72).expand(1, 1, 2, 72).clone()
+    bias = torch.linspace(-3, 3, 72, device=where.DEVICE).expand(1, 1, 2, 72).clone()
     bias[..., 0, 71] = torch.finfo(torch.float32).min
     old_keys, old_values = pair.oracle.history()
     key, value = torch.cat([old_keys, keys], 2), torch.cat([old_values, values], 2)
@@ -137,7 +139,7 @@ def test_a_bias_in_the_mask_is_added():
 def test_attention_that_is_not_causal_sees_the_whole_call():
     pair = LayerPair()
     pair.module.is_causal = False
-    everything = torch.ones(1, 1, 70, 70, dtype=torch.bool)
+    everything = torch.ones(1, 1, 70, 70, dtype=torch.bool, device=where.DEVICE)
     query, keys, values = pair.vectors(70)
     ours, _ = turboquant_attention(pair.module, query, *pair.layer.update(keys, values), None)
     expected = torch.nn.functional.scaled_dot_product_attention(query, keys, values, everything, enable_gqa=True)

@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 import transformers
+import where
 from dense_oracle import oracle_attention
 from layer_pair import LayerPair
 from tiny_models import SHAPE, prompt, tiny_model
@@ -14,6 +15,7 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 from turboquant import TurboQuantCache, enable, ops
 from turboquant.attention import turboquant_attention
 from turboquant.layers import TurboQuantLayer
+from turboquant.pages import PagePool
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -54,12 +56,23 @@ def test_nothing_to_compress_is_said():
         (transformers.T5Config(), "T5Config is an encoder-decoder model"),
         (transformers.Llama4TextConfig(num_hidden_layers=4), "chunked attention"),
         (transformers.MiMoV2FlashConfig(num_hidden_layers=2), "head_dim .* differ"),
+        (transformers.MllamaTextConfig(), "MllamaTextConfig has cross attention"),
+        (transformers.GPT2Config(add_cross_attention=True), "GPT2Config has cross attention"),
+        (transformers.RwkvConfig(), "RwkvConfig says nothing of attention heads"),
+        (transformers.FalconH1Config(num_hidden_layers=2), "LinearAttentionAndFullAttentionLayer"),
+        (llama_config(dtype=torch.float64), "LlamaConfig has dtype torch.float64"),
     ],
-    ids=["head_dim 40", "head_dim 16", "head_dim 528", "latent", "encoder-decoder", "chunked", "v_head_dim"],
+    ids=["head_dim 40", "head_dim 16", "head_dim 528", "latent", "encoder-decoder", "chunked", "v_head_dim", "images' keys"]
+    + ["cross attention", "no attention", "hybrid layers", "float64"],
 )
 def test_what_is_not_supported_is_refused_when_the_cache_is_built(config, message):
     with pytest.raises(NotImplementedError, match=f"{message}.*DynamicCache"):
         TurboQuantCache(config)
+
+
+def test_a_config_that_transformers_builds_no_cache_from_is_refused():
+    with pytest.raises(NotImplementedError, match="transformers builds no cache from DeepseekV4Config alone"):
+        TurboQuantCache(transformers.DeepseekV4Config())
 
 
 @pytest.mark.parametrize(
@@ -154,6 +167,20 @@ def test_an_error_leaves_the_layer_as_it_was_before_the_call(broken, monkeypatch
         pair.check(tokens)
 
 
+def test_memory_that_runs_out_while_pages_grow_leaves_the_layer_as_it_was(monkeypatch):
+    pair = LayerPair(batch=2)
+    pair.check(64)
+    before = pair.layer.dequantize()
+    query, keys, values = pair.vectors(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(PagePool, "reserve", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
+        with pytest.raises(torch.OutOfMemoryError, match="full"):
+            turboquant_attention(pair.module, query, *pair.layer.update(keys, values), None)
+    assert all(torch.equal(a, b) for a, b in zip(before, pair.layer.dequantize()))
+    for tokens in (1, 70, 1):
+        pair.check(tokens)
+
+
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
@@ -204,14 +231,14 @@ def test_padding_without_its_mask_is_refused():
     with pytest.raises(ValueError, match=r"first real positions: \[0, 9\]\): pass attention_mask with every call"):
         pair.call(1)
     with pytest.raises(ValueError, match="shows positions that were left padding"):
-        pair.call(1, torch.ones(2, 1, 1, 61).bool())
+        pair.call(1, torch.ones(2, 1, 1, 61, device=where.DEVICE).bool())
 
 
 def test_a_mask_of_the_wrong_length_is_named():
     pair = LayerPair()
     pair.check(60)
     with pytest.raises(ValueError, match=r"shape \(1, 1, 1, 1\), but .* 61 keys \(60 of them cached\)"):
-        pair.call(1, torch.ones(1, 1, 1, 1).bool())
+        pair.call(1, torch.ones(1, 1, 1, 1, device=where.DEVICE).bool())
 
 
 @pytest.mark.parametrize("change", ["batch", "heads", "head_dim", "dtype of values", "integers", "value head_dim", "rank"])
@@ -287,11 +314,12 @@ def test_layers_that_share_kv_see_the_same_history_and_the_last_one_stores():
 
 def test_early_initialization_allocates_before_the_first_call():
     cache = TurboQuantCache(llama_config(), max_tokens=128)
-    cache.early_initialization(batch_size=2, num_heads=2, head_dim=32, dtype=torch.float32, device="cpu")
+    cache.early_initialization(batch_size=2, num_heads=2, head_dim=32, dtype=torch.float32, device=where.DEVICE)
     assert cache.is_initialized and cache.get_seq_length() == 0
     assert cache.memory()["pages"] == 2 * 2 * 2 * 2 * ops.page_bytes(32, 4, 4)  # layers, sequences, pages, heads
 
 
-def test_offloading_is_refused():
-    with pytest.raises(NotImplementedError, match="does not offload"):
+
+def test_a_layer_that_was_not_built_to_leave_its_device_says_so():
+    with pytest.raises(NotImplementedError, match="offloading=True"):
         TurboQuantCache(llama_config()).layers[0].offload()

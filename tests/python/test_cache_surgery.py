@@ -3,9 +3,15 @@
 
 import pytest
 import torch
+import where
 from layer_pair import LayerPair
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "where_the_pages_lie")
+
+
+@pytest.fixture(params=[False, True], ids=["", "offloaded"])
+def where_the_pages_lie(request, monkeypatch):
+    monkeypatch.setattr(LayerPair, "offloaded", request.param)
 
 
 def filled(calls=(100, 1, 1), batch=3, **settings):
@@ -36,6 +42,12 @@ def test_crop_keeps_what_it_keeps(kept, absolute):
     assert pair.layer.get_seq_length() == kept
     assert_decodes_to(pair, keys[:, :, :kept], values[:, :, :kept])
     go_on(pair)
+
+
+def test_crop_by_a_tensor_leaves_a_length_that_is_a_number():
+    pair = filled()
+    pair.layer.crop(torch.tensor(-3, device=where.DEVICE))
+    assert type(pair.layer.get_seq_length()) is int and pair.layer.get_seq_length() == 99
 
 
 def test_crop_beyond_either_end():
@@ -73,7 +85,7 @@ def test_crop_into_padding_lets_the_next_mask_say_where_it_ends():
 def test_reorder_and_select_take_whole_sequences(order, method):
     pair = filled()
     keys, values = pair.layer.dequantize()
-    index = torch.tensor(order)
+    index = torch.tensor(order, device=where.DEVICE)
     for side in (pair.layer, pair.oracle):
         getattr(side, method)(index)
     pair.batch = len(order)
@@ -84,7 +96,7 @@ def test_reorder_and_select_take_whole_sequences(order, method):
 def test_select_takes_a_boolean_mask_too():
     pair = filled()
     keys, values = pair.layer.dequantize()
-    chosen = torch.tensor([True, False, True])
+    chosen = torch.tensor([True, False, True], device=where.DEVICE)
     pair.layer.batch_select_indices(chosen)
     assert_decodes_to(pair, keys[chosen], values[chosen])
 
@@ -109,7 +121,7 @@ def test_beams_that_come_and_go_leak_no_page():
     pair = filled(batch=4)
     generator = torch.Generator().manual_seed(0)
     for _ in range(40):
-        order = torch.randint(4, (4,), generator=generator)
+        order = torch.randint(4, (4,), generator=generator).to(where.DEVICE)
         for side in (pair.layer, pair.oracle):
             side.reorder_cache(order)
         pair.check(1)
@@ -123,7 +135,7 @@ def test_surgery_keeps_each_sequences_padding():
     pair = LayerPair(batch=3)
     starts = (0, 13, 66)
     pair.call(70, pair.mask(70, starts))
-    order = torch.tensor([2, 0, 2, 1])
+    order = torch.tensor([2, 0, 2, 1], device=where.DEVICE)
     for side in (pair.layer, pair.oracle):
         side.reorder_cache(order)
     pair.batch, starts = 4, (66, 0, 66, 13)

@@ -3,6 +3,8 @@
 
 import torch
 import transformers
+import where
+from turboquant import enable
 
 VOCABULARY = 128
 SHAPE = dict(
@@ -48,23 +50,30 @@ FAMILIES = {
     "mistral_full": ("MistralConfig", dict(sliding_window=24, layer_types=["full_attention"] * 2)),  # with a window
 }
 
-# Prompts whose 12 greedy tokens each win by a clear margin (0.07 to 0.17 standard deviations of the logits). A code
-# at a boundary may fall the other way with another machine's rounding of the hidden states, and moves logits a little.
-CLEAR_PROMPTS = dict(
-    llama=4, qwen2=5, qwen3=7, phi3=7, gemma2=5, gemma3=12, gemma3n=6, gemma4=6, qwen3_next=7, gpt_oss=11, mistral=3,
-    mistral_full=3,
-)  # fmt: skip
+# With heads that the fast kernels on CUDA take; others: head_dim=64.
+WIDE = {
+    "qwen2": dict(hidden_size=256),
+    "qwen3": dict(head_dim=128),
+    "phi3": dict(hidden_size=320),  # head_dim 80
+    "gemma3": dict(head_dim=96),
+    "gemma4": dict(head_dim=64, global_head_dim=256),
+    "qwen3_next": dict(head_dim=128),
+}
+# Every expert: a choice of some would turn roundings of 16 bits into other experts.
+SOFT_ROUTING = {"qwen3_next": dict(num_experts_per_tok=2), "gpt_oss": dict(num_experts_per_tok=4)}
 
 
 def tiny_model(family="llama", seed=0, **changes):
     name, extra = FAMILIES[family]
     config = getattr(transformers, name)(**{**SHAPE, **extra, **changes})
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    model = transformers.AutoModelForCausalLM.from_config(
+        config, attn_implementation="eager", experts_implementation="eager"
+    ).eval()
     for parameter_name, parameter in model.named_parameters():
         if parameter_name.endswith(("bias", "sinks")):  # they start at zero, or undefined
             parameter.data.normal_(0.0, 0.5)
-    return model.requires_grad_(False)
+    return model.to(where.DEVICE).requires_grad_(False)
 
 
 def prompt(batch=1, tokens=80, seed=1, padding=()):
@@ -74,12 +83,12 @@ def prompt(batch=1, tokens=80, seed=1, padding=()):
     mask = torch.ones_like(ids)
     for row, count in enumerate(padding):
         ids[row, :count], mask[row, :count] = 0, 0
-    return dict(input_ids=ids, attention_mask=mask)
+    return dict(input_ids=ids.to(where.DEVICE), attention_mask=mask.to(where.DEVICE))
 
 
 def generate(model, implementation, cache, inputs, tokens=12, **options):
     """Greedy unless told otherwise. Returns generate's own output, with the logits of every step."""
-    model.set_attn_implementation(implementation)
+    enable(model, implementation)
     options = dict(do_sample=False, max_new_tokens=tokens) | options
     return model.generate(
         **inputs, past_key_values=cache, return_dict_in_generate=True, output_logits=True, **options
