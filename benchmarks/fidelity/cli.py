@@ -28,20 +28,27 @@ def _run(arguments: argparse.Namespace) -> None:
     from fidelity import facts, models, sweep
     from fidelity.texts import TEXTS
     from fidelity.variants import variants
-    from turboquant.benchmark.models import resolve_device
 
     sweep.use_threads(arguments.threads)
-    device = resolve_device(arguments.device)
-    if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = False
+    device = _device(arguments.device)
     subject = models.open_model(arguments.model, device, torch.float32, arguments.stress)
-    rows = [row for row in variants().values() if re.search(arguments.variants, row.name)]
+    groups = arguments.groups.split(",") if arguments.groups else None
+    rows = [row for row in variants().values() if re.search(arguments.variants, row.name) and (groups is None or row.group in groups)]
     texts = [TEXTS[name] for name in arguments.texts.split(",")]
     plan = sweep.Plan(
         subject, arguments.stress, arguments.cells, facts.collect(subject, device, arguments.commit), arguments.tokens
     )
     measure = sweep.sweep if arguments.command == "run" else sweep.sweep_blocks
     measure(plan, texts, rows, lambda line: print(line, flush=True))
+
+
+def _device(name: str):
+    import torch
+
+    from turboquant.benchmark.models import resolve_device
+
+    torch.backends.cuda.matmul.allow_tf32 = False  # fp32 is meant
+    return resolve_device(name)
 
 
 def _keep_freed_memory() -> None:
@@ -62,9 +69,10 @@ def _paper(arguments: argparse.Namespace) -> None:
     from fidelity.reproduce import run
 
     sweep.use_threads(arguments.threads)
-    subject = models.open_model(arguments.model, torch.device("cpu"), torch.float32)
+    device = _device(arguments.device)
+    subject = models.open_model(arguments.model, device, torch.float32)
     run.run(
-        arguments.parts.split(","), subject, facts.collect(subject, torch.device("cpu"), arguments.commit), arguments.json,
+        arguments.parts.split(","), subject, facts.collect(subject, device, arguments.commit), arguments.json,
         [int(n) for n in arguments.lengths.split(",")], [float(n) for n in arguments.depths.split(",")], lambda line: print(line, flush=True),
     )  # fmt: skip
 
@@ -94,9 +102,11 @@ def _parser() -> argparse.ArgumentParser:
     paper.add_argument("--lengths", default="1024,2048,4096,8192", metavar="N,N", help="of the needle's haystack (default: %(default)s)")
     paper.add_argument("--depths", default="0.1,0.5,0.9", metavar="X,X", help="of the needle (default: %(default)s)")
     paper.add_argument("--json", type=Path, required=True, metavar="FILE")
-    for option in ("--model", "--commit"):
-        paper.add_argument(option)
-    paper.add_argument("--threads", type=int)
+    paper.add_argument("--model", metavar="PATH", help="for needle and recall; as for run")
+    for command in (run, blocks, paper):
+        command.add_argument("--device", default="cpu", help="cpu, cuda (default: %(default)s)")
+        command.add_argument("--threads", type=int)
+        command.add_argument("--commit", help="names the sources where there is no git")
     report = commands.add_parser("report", help="cells to one JSON, tables and the plot")
     report.add_argument("--json", type=Path, metavar="FILE")
     report.add_argument("--plot", type=Path, metavar="FILE")
@@ -111,7 +121,5 @@ def _add_run_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--stress", choices=("none", "k-bias", "outlier"), default="none", help="planted into the model")
     command.add_argument("--texts", default="prose,code,dialogue,german,law,table", metavar="A,B", help="(default: %(default)s)")
     command.add_argument("--variants", default="", metavar="REGEX", help="which rows of the table (default: all)")
+    command.add_argument("--groups", metavar="A,B", help="only rows of these groups (`list` names them)")
     command.add_argument("--tokens", type=int, metavar="N", help="of each text, instead of its own number")
-    command.add_argument("--device", default="cpu")
-    command.add_argument("--threads", type=int)
-    command.add_argument("--commit", help="names the sources where there is no git")

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+
 # In the README; the rest is in docs/fidelity.md.
 SHOWN = (
     "fp8 e4m3", "turbo-attn 4/4 ring 128", "turbo-attn 4/4 ring 128 calibrated", "KIVI-4, groups of 64 keys", "KIVI-4 window 128", "KIVI-2 window 128",
@@ -33,7 +35,14 @@ def short(report: dict, where: str) -> str:
 
 def full(report: dict, where: str) -> str:
     rows, texts = whole(report)
-    parts = [f"[The run]({where}), {device(report)}.", render_targets(report["targets"]), heading(rows[0]), render_rows(rows)]
+    parts = [f"[The run]({where}), {device(report)}.", render_targets(report["targets"])]
+    parts += [heading(rows[0]), render_rows([row for row in rows if row["group"] not in ("ablation", "fringe")])]
+    if any(row["group"] == "ablation" for row in rows):
+        shown = [row for row in rows if row["group"] == "ablation" or row["variant"] in REFERENCES]
+        parts += [f"{heading(rows[0])}: parts of the recipe left out or changed, ideas", render_rows(shown)]
+    grid = render_fringes(rows)
+    if grid:
+        parts += [f"{heading(rows[0])}: recipe 4/4, mean KL where the S first and the W newest tokens are kept in 16 bits", grid]
     groups: dict[tuple, list[dict]] = {}
     for row in report["variants"]:
         if not (row["stress"] == "none" and row["texts"] == list(texts)):
@@ -86,6 +95,23 @@ def render_rows(rows: list[dict]) -> str:
             f"| {row['kl_p99']['mean']:.3g} | {row['kl_p999']['mean']:.3g} | {row['one_minus_tv']['mean']:.4f} | {100 * row['top1']['mean']:.1f} % "
             f"| x {row['perplexity_ratio']['mean']:.4f} |"
         )
+    return "\n".join(lines)
+
+
+def render_fringes(rows: list[dict]) -> str:
+    """S down, W across; empty without a row of another fringe than the default."""
+    kl = {(0, 0): row["kl"]["mean"] for row in rows if row["variant"] == "recipe 4/4"}
+    for row in rows:
+        found = re.fullmatch(r"recipe 4/4 fringe (\d+)\+(\d+)", row["variant"])
+        if found:
+            kl[int(found[1]), int(found[2])] = row["kl"]["mean"]
+    if len(kl) < 3:
+        return ""
+    recents = sorted({recent for _, recent in kl})
+    lines = [f"| S | {' | '.join(f'W = {recent}' for recent in recents)} |", "|---" * (len(recents) + 1) + "|"]
+    for first in sorted({first for first, _ in kl}):
+        cells = (f"{kl[first, recent]:.3g}" if (first, recent) in kl else "" for recent in recents)
+        lines.append(f"| {first} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

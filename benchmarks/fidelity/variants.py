@@ -20,6 +20,7 @@ from fidelity.recipe import Sketch
 
 FRINGE = Exact(first=4, recent=28)  # the product's default
 NONE = Exact()
+FRINGES = tuple((first, recent) for first in (0, 1, 4, 16, 64, 128) for recent in (0, 4, 8, 16, 28, 60, 128))
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Context:
 @dataclass(frozen=True)
 class Variant:
     name: str
-    group: str  # ours, paper, peer, peer as run, sixteen, ablation
+    group: str  # ours, paper, peer, peer as run, sixteen, ablation, fringe
     build: Callable[[Context], Study]
 
 
@@ -106,9 +107,10 @@ for k_bits in (4, 3, 2):
         if k_bits != v_bits:
             _add(f"recipe {k_bits}/{v_bits}", "ours", _both(Recipe(k_bits, v_bits)))
             _add(f"recipe {k_bits}/{v_bits} fringe {_label(FRINGE)}", "ours", _both(Recipe(k_bits, v_bits), FRINGE))
-for bits in (3, 2):
-    _add(f"paper MSE {bits}/{bits}", "paper", _both(paper.mse(bits, bits)))
-_add("paper Prod 4/4", "paper", _both(paper.prod(4, 4)))
+for bits in (4, 3, 2):
+    if bits < 4:
+        _add(f"paper MSE {bits}/{bits}", "paper", _both(paper.mse(bits, bits)))
+    _add(f"paper Prod {bits}/{bits}", "paper", _both(paper.prod(bits, bits)))
 _add(f"paper MSE 4/4 fringe {_label(FRINGE)}", "paper", _both(paper.mse(4, 4), FRINGE))
 
 # Ablations. What the product can do is the product's; the rest is the sketch of the recipe (recipe.py), "sketch: as the product"
@@ -122,8 +124,9 @@ _calibrated_rows("recipe 4/4 append", "ablation", lambda made: Recipe(4, 4, (1,)
 _add(f"recipe 4/4 append fringe {_label(FRINGE)}", "ablation", _both(Recipe(4, 4, calls=(1,)), FRINGE))
 _add("recipe 4/4 prefill 128, then append", "ablation", _both(Recipe(4, 4, calls=(128, 1))))
 _add("recipe 4/4 prefill in calls of 16", "ablation", _both(Recipe(4, 4, calls=(128, 16))))
-for first, recent in ((0, 8), (0, 28), (0, 64), (0, 128), (1, 28), (4, 0), (4, 12), (4, 60), (4, 124), (16, 28), (64, 28)):
-    _add(f"recipe 4/4 fringe {first}+{recent}", "ablation", _both(Recipe(4, 4), Exact(first, recent)))
+for first, recent in FRINGES:
+    if (first, recent) not in ((0, 0), (FRINGE.first, FRINGE.recent)):
+        _add(f"recipe 4/4 fringe {first}+{recent}", "fringe", _both(Recipe(4, 4), Exact(first, recent)))
 for name, sketch in {
     "as the product": Sketch(),
     "no centre": Sketch(centre="none"),

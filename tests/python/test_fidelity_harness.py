@@ -171,6 +171,16 @@ def test_kivi_is_its_papers_formula_channel_by_channel():
         assert y.tolist() == pytest.approx(expected, abs=3 * 2**-11 * float(x.abs().max()) + step * 2**-10)  # fp16 scale and zero
 
 
+@pytest.mark.parametrize("bits", [4, 2])
+def test_the_papers_quantisers_in_torch_are_the_operators(bits):
+    """But for vectors with a coordinate within fp32's rounding of a boundary: (2^bits - 1) 64 density * 1e-6, below one in 10^3."""
+    x = torch.randn(2000, 64, generator=torch.Generator().manual_seed(bits))
+    for operators, in_torch in ((paper.by_operators_mse, paper.in_torch_mse), (paper.by_operators_prod, paper.in_torch_prod)):
+        (back, nbytes), (other, other_nbytes) = operators(x, bits, 5, True), in_torch(x, bits, 5, True)
+        assert nbytes == other_nbytes
+        assert int(((back - other).abs().amax(1) > 1e-5 * x.norm(dim=1)).sum()) <= 2
+
+
 def test_vllms_centroids_are_those_of_a_normal_law():
     """Max's table (1960) to its digits, but for what 200 trapezoids over an outer cell of 7 sigma leave."""
     table = {3: (0.2451, 0.7560, 1.344, 2.152), 4: (0.1284, 0.3881, 0.6568, 0.9424, 1.256, 1.618, 2.069, 2.733)}

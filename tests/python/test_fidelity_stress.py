@@ -12,11 +12,10 @@ from tiny_models import prompt, tiny_model
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-from fidelity import codec, paper, report, tables  # noqa: E402
+from fidelity import codec, models, paper, report, tables  # noqa: E402
 from fidelity.attention import Recorder, Study, logits  # noqa: E402
 from fidelity.cli import main  # noqa: E402
 from fidelity.metrics import compare, summary  # noqa: E402
-from fidelity.models import plant  # noqa: E402
 from fidelity.ours import Recipe  # noqa: E402
 from fidelity.reproduce import distortion, needle, recall  # noqa: E402
 from fidelity.targets import TARGETS  # noqa: E402
@@ -28,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def stressed(stress):
     model = tiny_model("llama", head_dim=64)
     if stress != "none":
-        plant(model, stress, prompt(tokens=128, seed=3)["input_ids"][0])
+        models.plant(model, stress, prompt(tokens=128, seed=3)["input_ids"][0])
     return model
 
 
@@ -115,6 +114,26 @@ def test_what_was_measured_is_not_measured_again(finished, capsys):
     main(["run", "--model", str(finished / "tiny"), "--texts", "prose", "--tokens", "100", "--variants", "^fp16$", "--cells", str(finished / "cells")])
     assert capsys.readouterr().out == ""
     assert {path: path.stat().st_mtime_ns for path in (finished / "cells").iterdir()} == before
+
+
+def test_a_gguf_file_is_measured_like_a_directory(tmp_path):
+    model = tiny_model("llama", head_dim=64, hidden_size=256, vocab_size=300)
+    file = tiny_directory.save_gguf(tmp_path / "tiny.gguf", model)
+    main(["run", "--model", str(file), "--texts", "prose", "--tokens", "100", "--variants", "^fp16$", "--cells", str(tmp_path / "cells")])
+    (cell,) = (json.loads(path.read_text()) for path in (tmp_path / "cells").glob("*.json"))
+    assert cell["model"] == "tiny" and cell["tokens"] == 100 and 0 < cell["kl"] < 1e-4
+    tokens = torch.arange(1, 200)
+    found = models.open_model(str(file), torch.device("cpu"), torch.float32).model
+    torch.testing.assert_close(logits(found, tokens, None), logits(model, tokens, None), rtol=1e-3, atol=1e-3)
+
+
+def test_a_table_of_fringes_has_a_cell_for_each_that_was_measured():
+    def row(name, kl):
+        return {"variant": name, "kl": {"mean": kl}}
+
+    rows = [row("recipe 4/4", 0.5), row("recipe 4/4 fringe 4+28", 0.25), row("recipe 4/4 fringe 0+28", 0.375), row("fp16", 1.0)]
+    assert tables.render_fringes(rows).splitlines() == ["| S | W = 0 | W = 28 |", "|---|---|---|", "| 0 | 0.5 | 0.375 |", "| 4 |  | 0.25 |"]
+    assert tables.render_fringes(rows[:2]) == ""
 
 
 def test_rows_compare_over_the_same_texts():

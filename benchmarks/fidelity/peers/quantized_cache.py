@@ -8,6 +8,10 @@ here: codes of codes would change little).
 
 from __future__ import annotations
 
+import functools
+import types
+
+import torch
 from torch import Tensor
 
 from fidelity.attention import Exact
@@ -21,6 +25,7 @@ def quantized_cache(bits: int) -> Codec:
         from transformers.cache_utils import QuantoQuantizedLayer
 
         cache = QuantoQuantizedLayer(nbits=bits)
+        _read_without_compiling()
         back, nbytes = [], 0
         for x, axis in ((layer.keys, cache.axis_key), (layer.values, cache.axis_value)):
             stored = cache._quantize(x[None].half().cpu().contiguous(), axis)
@@ -29,6 +34,18 @@ def quantized_cache(bits: int) -> Codec:
         return Coded(back[0], back[1], nbytes)
 
     return codec
+
+
+@functools.cache
+def _read_without_compiling() -> None:
+    """optimum-quanto unpacks on a CPU by C++ that it compiles when first asked, for minutes: here by what its torch statement of it says."""
+    from optimum.quanto.library.extensions import get_extension
+
+    get_extension("quanto_cpp")._lib = types.SimpleNamespace(unpack=_unpack)
+
+
+def _unpack(packed: Tensor, bits: int) -> Tensor:
+    return torch.cat([(packed >> shift) & (2**bits - 1) for shift in range(0, 8, bits)])
 
 
 def _nbytes(stored: object) -> int:

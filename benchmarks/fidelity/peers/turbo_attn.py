@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""turbo-attn (PyPI, `tkv.TkvCodec`), the real package on the CPU: Hadamard rotation without signs, Lloyd-Max codes, bf16 norms (norm-correct
+"""turbo-attn (PyPI, `tkv.TkvCodec`), the real package, its torch half: Hadamard rotation without signs, Lloyd-Max codes, bf16 norms (norm-correct
 for keys). d = 64, 4 bits: 68 bytes a token. It serves with a ring of the newest 128 tokens in 16 bits.
 
 Calibrated: its own `fit_centroids_from_captured_kv` on the calibration text, per layer: channel scales and codebooks. Its 2-D
@@ -28,12 +28,13 @@ def turbo_attn(bits: int, calibration: Sequence[Layer] | None = None) -> Codec:
             fitted[layer.index] = tkv.TkvCodec(head_dim=layer.keys.shape[2], bit_width=bits)
             if calibration is not None:
                 _install(fitted[layer.index], _fit(calibration, bits), layer.index, bits)
+            fitted[layer.index].to(layer.keys.device)
         tkv_codec = fitted[layer.index]
         back, nbytes = [], 0
         sides = ((layer.keys, tkv_codec.compress_k, tkv_codec.decompress_k), (layer.values, tkv_codec.compress_v, tkv_codec.decompress_v))
         for x, compress, decompress in sides:
-            packed, norms = compress(x.cpu().flatten(0, 1).contiguous())
-            back.append(decompress(packed, norms).view(x.shape).to(x.device))
+            packed, norms = compress(x.flatten(0, 1).contiguous())
+            back.append(decompress(packed, norms).view(x.shape))
             nbytes += packed.nbytes + norms.nbytes
         return Coded(back[0], back[1], nbytes)
 

@@ -37,7 +37,8 @@ def prompt(tokenizer: object, length: int, depth: float) -> tuple[Tensor, int]:
 def measure(subject: Subject, study: Study | None, length: int, depth: float) -> dict:
     tokens, count = prompt(subject.tokenizer, length, depth)
     with attending(subject.model, study):
-        logits = subject.model(input_ids=tokens[None], use_cache=False, logits_to_keep=count + 1).logits[0, :-1]
+        on_device = tokens[None].to(subject.model.device)
+        logits = subject.model(input_ids=on_device, use_cache=False, logits_to_keep=count + 1).logits[0, :-1].cpu()
     answer = tokens[-count:]
     likelihood = logits.double().log_softmax(-1).gather(1, answer[:, None])[:, 0]
     return {"tokens": len(tokens), "depth": depth, "found": bool((logits.argmax(-1) == answer).all()), "log_likelihood": float(likelihood.mean())}

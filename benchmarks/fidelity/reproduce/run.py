@@ -12,7 +12,8 @@ from fidelity.variants import Context, variants
 from turboquant.benchmark.models import Subject
 
 NEEDLE_VARIANTS = (
-    None, "recipe 4/4 fringe 4+28", "recipe 3/3 fringe 4+28", "recipe 2/2 fringe 4+28", "recipe 4/4", "recipe 2/2", "paper MSE 4/4", "paper MSE 2/2",
+    None, "recipe 4/4 fringe 4+28", "recipe 3/3 fringe 4+28", "recipe 2/2 fringe 4+28", "recipe 4/4", "recipe 3/3", "recipe 2/2",
+    "KIVI-2 window 128", "paper MSE 4/4", "paper MSE 3/3", "paper MSE 2/2",
 )  # fmt: skip
 
 
@@ -23,7 +24,7 @@ def run(parts: list[str], subject: Subject, facts: dict, path: Path, lengths: li
     if "distortion" in parts:
         report["distortion"] = distortion.measure()
     if "recall" in parts:
-        report["recall"] = recall.measure(subject.model.get_input_embeddings().weight)
+        report["recall"] = recall.measure(subject.model.get_input_embeddings().weight.cpu())
     if "needle" in parts:
         report["needle"] = []
         context = Context(subject.model.config.num_hidden_layers, 0, dict)
