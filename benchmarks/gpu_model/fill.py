@@ -50,12 +50,14 @@ def fill_ours(model: PreTrainedModel, cache: Cache, batch: int, tokens: int) -> 
             cache.layers[index].flush()
 
 
-def fill_static(model: PreTrainedModel, cache: Cache, batch: int, tokens: int) -> None:
-    """Layers of fixed capacity move together, a call at a time: one call, with all of its queries."""
+def fill_in_one_call(model: PreTrainedModel, cache: Cache, batch: int, tokens: int) -> None:
+    """As a cache of fixed capacity must be, whose layers move together. The same numbers each time, and no more query heads
+    than KV heads: attention's output is not looked at."""
+    torch.manual_seed(0)
     heads, attend = Heads(model, batch), ALL_ATTENTION_FUNCTIONS["turboquant"]
     for index, module in enumerate(attention_modules(model)):
         carriers = cache.update(*heads.keys_and_values(tokens), index)
-        attend(module, heads.draw(heads.q_heads, tokens), *carriers, None, scaling=heads.head_dim**-0.5)
+        attend(module, heads.draw(heads.kv_heads, tokens), *carriers, None, scaling=heads.head_dim**-0.5)
 
 
 def fill_with_the_same(cache: Cache, ours: Cache) -> None:

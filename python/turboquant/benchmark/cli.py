@@ -15,14 +15,15 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     # The GGUF reader's own bars, besides ours.
     os.environ.setdefault("TQDM_DISABLE", "1")
+    from turboquant.benchmark.errors import BenchmarkError
+
     try:
         from turboquant.benchmark import run
-        from turboquant.benchmark.errors import BenchmarkError
+
+        run.run(arguments)
     except ModuleNotFoundError as error:
         print(f"{PROG}: {error}; {NEEDS}", file=sys.stderr)
         return 2
-    try:
-        run.run(arguments)
     except (BenchmarkError, NotImplementedError) as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         return 2

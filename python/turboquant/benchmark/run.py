@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,7 +17,6 @@ from turboquant.benchmark.arms import Setting
 from turboquant.benchmark.compare import Comparison, Plan, compare
 from turboquant.benchmark.demo_model import NAME, demo_model
 from turboquant.benchmark.errors import BenchmarkError
-from turboquant.benchmark.plot import save_plot
 from turboquant.benchmark.progress import Progress
 from turboquant.benchmark.tables import show
 from turboquant.calibration import Calibration
@@ -32,6 +32,7 @@ def run(arguments: argparse.Namespace) -> Comparison:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     json_path, plot_path = _outputs(arguments)
+    save_plot = _plotter() if plot_path else None
     if arguments.longest and models.resolve_device(arguments.device).type != "cuda":
         raise BenchmarkError("--longest needs a GPU: a CPU's memory is shared with all else.")
     subject = _load(arguments, progress)
@@ -54,7 +55,7 @@ def run(arguments: argparse.Namespace) -> Comparison:
     show(comparison, console)
     if json_path:
         _write_json(comparison.report, json_path)
-    if plot_path:
+    if save_plot:
         save_plot(comparison, plot_path)
     for path in filter(None, (json_path, plot_path)):
         console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
@@ -72,6 +73,13 @@ def _outputs(arguments: argparse.Namespace) -> tuple[Path | None, Path | None]:
         if not path.resolve().parent.is_dir():
             raise BenchmarkError(f"cannot write {str(path)!r}: its folder does not exist.")
     return paths[0], paths[1]
+
+
+def _plotter() -> Callable[[Comparison, Path], None]:
+    """Looked for before anything runs, too; without a plot nothing needs matplotlib."""
+    from turboquant.benchmark.plot import save_plot
+
+    return save_plot
 
 
 def _load(arguments: argparse.Namespace, progress: Progress) -> models.Subject:
