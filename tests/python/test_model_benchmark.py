@@ -130,6 +130,15 @@ def test_transformers_own_quantized_cache_takes_the_same(model, monkeypatch):
     assert set(found["ms"]) == {"quantized", "turboquant"} and found["speedup"] > 0
 
 
+def test_codes_unpack_as_optimum_quanto_packs_them():
+    """The low bits are the first part's along the first dimension: packed = a | b << 4."""
+    codes = torch.randint(16, (6, 5), dtype=torch.uint8)
+    assert torch.equal(quantized._unpack(codes[:3] | codes[3:] << 4, 4), codes)
+    codes = torch.randint(4, (8, 3), dtype=torch.uint8)
+    packed = codes[:2] | codes[2:4] << 2 | codes[4:6] << 4 | codes[6:] << 6
+    assert torch.equal(quantized._unpack(packed, 2), codes)
+
+
 def test_a_profile_has_operators_and_functions_of_both_arms(model):
     text = profile.profile(model, 1, 70, lines=3)
     assert "==== flash" in text and "==== turboquant" in text and "tottime" in text and "aten::" in text
