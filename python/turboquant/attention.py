@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.masking_utils import AttentionMaskInterface
 
 from .carrier import Carrier, Step
 from .dense import dense_attention
+from .static_layer import StaticHalf
+from .static_mask import turboquant_mask
 
 NAME = "turboquant"
 # Arguments that some attention functions know and that would change the result here.
@@ -39,8 +41,8 @@ class Options:
 def turboquant_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
-    key: torch.Tensor | Carrier,
-    value: torch.Tensor | Carrier,
+    key: torch.Tensor | Carrier | StaticHalf,
+    value: torch.Tensor | Carrier | StaticHalf,
     attention_mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
@@ -50,6 +52,9 @@ def turboquant_attention(
     TurboQuantCache, no gradient flows through the result."""
     paired = isinstance(key, Carrier) and isinstance(value, Carrier) and key.step is value.step
     if not paired:
+        if isinstance(key, StaticHalf):
+            options = _options(module, query, dropout, scaling, kwargs)
+            return _attend_static(module, key, query, attention_mask, options), None
         key, value = (x.tensor() if isinstance(x, Carrier) else x for x in (key, value))
         options = _options(module, query, dropout, scaling, kwargs)
         return _exact(module, query, key, value, attention_mask, options), None
@@ -90,8 +95,7 @@ def _attend_step(
     layer = step.layer
     layer.check_pending(step)
     try:
-        if module.training:
-            raise NotImplementedError("TurboQuantCache is for inference: call model.eval(), or train with use_cache=False")
+        _check_inference(module)
         out = _attend(module, step, query, mask, _options(module, query, dropout, scaling, kwargs))
         if not step.stored:
             layer.attended(step, query)
@@ -99,6 +103,22 @@ def _attend_step(
         layer.forget(step)
         raise
     return out
+
+
+def _attend_static(
+    module: torch.nn.Module, key: StaticHalf, query: torch.Tensor, mask: torch.Tensor | None, options: Options
+) -> torch.Tensor:
+    _check_inference(module)
+    step = key.step
+    with torch.no_grad():
+        return step.layer.attention(
+            step, query, mask, options, lambda: _exact(module, query, step.keys, step.values, mask, options)
+        )
+
+
+def _check_inference(module: torch.nn.Module) -> None:
+    if module.training:
+        raise NotImplementedError("TurboQuantCache is for inference: call model.eval(), or train with use_cache=False")
 
 
 def _options(
@@ -191,4 +211,4 @@ def _dense(
 
 
 AttentionInterface.register(NAME, turboquant_attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)  # without it, masks would be dropped in silence
+AttentionMaskInterface.register(NAME, turboquant_mask)  # without it, masks would be dropped in silence

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One full-attention layer of a TurboQuantStaticCache: pages at a fixed place, for a fixed number of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from transformers.cache_utils import CacheLayerMixin
+
+from . import ops
+from .carrier import rows_of
+from .layers import CacheSettings, TurboQuantLayer, sign_seed
+from .static_mask import read_first_mask, read_later_mask
+from .static_state import StaticState, fixed
+
+
+class StaticStep:
+    """One update of one layer: the call's own keys and values [batch, kv_heads, tokens, head_dim]."""
+
+    def __init__(self, layer: TurboQuantStaticLayer, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self.layer = layer
+        self.keys = keys
+        self.values = values
+        self.key_rows, self.value_rows = rows_of(keys), rows_of(values)
+        self.tokens = keys.shape[2]
+        self.unread = layer.readers
+
+
+class StaticHalf:
+    """What `update` returns: the keys' half of a step, or the values'. As plain as can be, since torch.compile traces it."""
+
+    def __init__(self, step: StaticStep) -> None:
+        self.step = step
+
+    def to(self, *_: Any, **__: Any) -> StaticHalf:  # models move shared KV to the reader's device
+        return self
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise NotImplementedError(
+            "a TurboQuantStaticCache is read by the attention 'turboquant' alone: call turboquant.enable(model)"
+        )
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> NoReturn:
+        raise NotImplementedError(
+            "a TurboQuantStaticCache is read by the attention 'turboquant' alone: call turboquant.enable(model)"
+        )
+
+
+class TurboQuantStaticLayer(CacheLayerMixin):
+    """`first` and `last`: of the cache's layers of this kind, which share `state`."""
+
+    is_sliding = False
+    is_compileable = True
+    is_croppable = True
+    _check_vectors = TurboQuantLayer._check_vectors
+
+    def __init__(
+        self, settings: CacheSettings, state: StaticState, index: int, q_heads: int, readers: int, first: bool, last: bool
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        self.state = state
+        self.index = index
+        self.q_heads = q_heads
+        self.readers = readers  # layers that attend to each update: itself, and those that share its KV
+        self.first = first
+        self.last = last
+
+    @property
+    def batch(self) -> int:
+        return self.state.batch
+
+    @torch._dynamo.disable(
+        reason="a TurboQuantStaticCache allocates in its first call: make that one without torch.compile, or call "
+        "cache.early_initialization(...) before"
+    )
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        settings, state = self.settings, self.state
+        batch, kv_heads, _, head_dim = key_states.shape
+        device, slots = key_states.device, settings.fringe_first + settings.fringe_recent
+        if state.batch == 0:
+            state.allocate(batch, device)
+        self.page_bytes = ops.page_bytes(head_dim, settings.k_bits, settings.v_bits)
+        self.kv_heads, self.head_dim = kv_heads, head_dim
+        self.dtype, self.device = key_states.dtype, device
+        self._allocate()
+        key_signs, value_signs = (
+            ops.random_signs(head_dim, sign_seed(settings.seed, self.index, values)).to(device).repeat(kv_heads, 1)
+            for values in (False, True)
+        )
+        self.signs, self.value_signs = key_signs, fixed(value_signs)
+        self.key_signs, self.query_signs = fixed(key_signs.clone()), fixed(key_signs.clone())
+        self.begin_balance()
+        base = ops.hadamard_base(head_dim)
+        self.base = None if base.shape[0] == 1 else fixed(base.to(device))
+        self.is_initialized = True
+
+    def _allocate(self) -> None:
+        settings, state = self.settings, self.state
+        heads, head_dim, device = self.kv_heads, self.head_dim, self.device
+        slots = settings.fringe_first + settings.fringe_recent
+        self.pages = fixed(
+            torch.zeros((state.batch * state.pages + 1, heads, self.page_bytes), dtype=torch.uint8, device=device)
+        )
+        self.fringe = None
+        if slots:
+            self.fringe = fixed(torch.zeros((state.batch, heads, slots, 2, head_dim), dtype=torch.float16, device=device))
+        state.reserve_workspace(
+            ops.attend_workspace_bytes(
+                head_dim, settings.k_bits, settings.v_bits, heads, self.q_heads, state.batch, state.batch, device
+            )
+        )
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs) -> tuple[StaticHalf, StaticHalf]:
+        """Stores nothing: whoever attends does."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self._check_vectors(key_states, value_states)
+        if self.first:
+            self.state.begin(key_states.shape[2], self.settings.fringe_recent)
+        step = StaticStep(self, key_states, value_states)
+        return StaticHalf(step), StaticHalf(step)
+
+    def get_seq_length(self) -> int | torch.Tensor:
+        return 0 if self.state.empty else self.state.lengths[0]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int | torch.Tensor]:
+        """For turboquant_mask: the capacity, and the length as int32 [1], which no layer of transformers returns."""
+        return (query_length, 0) if self.state.empty else (self.state.max_tokens, self.state.lengths[:1])
+
+    def get_max_length(self) -> int:
+        return self.state.max_tokens
+
+    def offload(self) -> None:
+        raise NotImplementedError("TurboQuantStaticCache does not offload: its addresses are fixed")
+
+    prefetch = offload
+
+    # What attention calls.
+
+    def attention(
+        self, step: StaticStep, query: torch.Tensor, mask: torch.Tensor | None, options: Any, exact: Callable[[], torch.Tensor]
+    ) -> torch.Tensor:
+        """query [batch, q_heads, tokens, head_dim] -> [batch, tokens, q_heads, head_dim]; the last reader stores.
+        `exact`: the call's own keys and values attended as they are."""
+        state, tokens = self.state, step.tokens
+        if query.shape[2] != tokens:
+            raise ValueError(f"{query.shape[2]} queries came with {tokens} keys of their own: their numbers must be equal")
+        first_reader, last_reader = step.unread == self.readers, step.unread == 1
+        step.unread -= 1
+        if state.empty:
+            if self.first and first_reader:
+                read_first_mask(state, mask, tokens)
+            out = exact()
+            if self.settings.balance and not self.balance_frozen and first_reader:
+                self.take_balance(step, query)
+            if last_reader:
+                self.encode(step)
+        else:
+            if self.first and first_reader:
+                read_later_mask(state, mask, tokens)
+            out = self.attend(step, query, options, last_reader)
+        if last_reader:
+            self.balance_frozen = True
+            if self.last:
+                state.advance(tokens)
+        return out
+
+    def attend(self, step: StaticStep, query: torch.Tensor, options: Any, encode: bool) -> torch.Tensor:
+        batch, heads, tokens, head_dim = query.shape
+        settings, state = self.settings, self.state
+        sequences = (self.pages, state.table, state.position(tokens), state.starts, self.fringe, state.recent_starts)
+        numbers = (settings.k_bits, settings.v_bits, settings.fringe_first, options.scale, options.softcap, options.window)
+        call = (rows_of(query), step.key_rows, step.value_rows, state.token_starts(tokens), *sequences)
+        basis = (self.query_signs, self.value_signs, self.base, options.sinks)
+        workspace = state.workspace if tokens == 1 else None
+        # Settled: all but the call's own is of the step before, and a model has kernels in between. Sinks may be converted just now.
+        settled = tokens == 1 and options.sinks is None and torch.compiler.is_compiling()
+        if encode:
+            out = ops.attend_encode(*call, self.key_signs, *basis, *numbers, settled, workspace)
+        else:
+            out, _ = ops.attend(*call, *basis, *numbers, settled, workspace)
+        return out.view(batch, tokens, heads, head_dim)
+
+    def encode(self, step: StaticStep) -> None:
+        settings, state = self.settings, self.state
+        ops.encode(
+            step.key_rows, step.value_rows, state.token_starts(step.tokens), state.table, state.position(step.tokens),
+            state.starts, self.pages, self.fringe, state.recent_starts, self.key_signs, self.value_signs, self.base,
+            settings.k_bits, settings.v_bits, settings.fringe_first,
+        )  # fmt: skip
+
+    def take_balance(self, step: StaticStep, query: torch.Tensor) -> None:
+        state = self.state
+        balance = ops.balance(rows_of(query), step.key_rows, state.token_starts(step.tokens), state.starts)
+        self.key_signs.copy_(self.signs / balance)
+        self.query_signs.copy_(self.signs * balance)
+
+    def begin_balance(self) -> None:
+        """Balance 1 until the first call brings its own; the calibration's for good."""
+        addresses = self.key_signs, self.query_signs
+        TurboQuantLayer._begin_balance(self)
+        addresses[0].copy_(self.key_signs)
+        addresses[1].copy_(self.query_signs)
+        self.key_signs, self.query_signs = addresses
+
+    # What the cache calls.
+
+    def reset(self) -> None:
+        if self.is_initialized:
+            self.begin_balance()
+
+    def select(self, sources: list[int], batch: int, length: int) -> None:
+        """Sequence i becomes a copy of what sequence sources[i] of `batch` was; the state has its new size already."""
+        pages, fringe, per_sequence = self.pages, self.fringe, self.state.pages
+        used = -(-length // 64)
+        moved = [i for i, source in enumerate(sources) if i != source]
+        if len(sources) != batch:
+            self._allocate()
+            moved = list(range(len(sources)))
+        if not moved:
+            return
+        to, of = (torch.tensor(rows, device=self.device) for rows in (moved, [sources[i] for i in moved]))
+        if fringe is not None:
+            self.fringe[to] = fringe[of]
+        old, new = (x[:-1].view(-1, per_sequence, *x.shape[1:])[:, :used] for x in (pages, self.pages))
+        new[to] = old[of]
+
+    def memory(self) -> dict[str, int]:
+        if not self.is_initialized:
+            return {}
+        parts = {
+            "pages": (self.pages,),
+            "fringe": (self.fringe,),
+            "signs": (self.signs, self.value_signs, self.key_signs, self.query_signs, self.base),
+        }
+        return {name: sum(t.nbytes for t in tensors if t is not None) for name, tensors in parts.items()}
