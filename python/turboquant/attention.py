@@ -147,6 +147,8 @@ def _options(
 def _wants_weights(module: torch.nn.Module) -> bool:
     """config.output_attentions. Its property costs as much as two operators, so the value is read beneath it."""
     config = getattr(module, "config", None)
+    if torch.compiler.is_compiling():  # which knows properties, and not what is beneath them
+        return bool(getattr(config, "output_attentions", False))
     return config is not None and bool(object.__getattribute__(config, "__dict__").get("_output_attentions"))
 
 

@@ -13,8 +13,9 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 from . import attention as _attention  # noqa: F401  registers the attention
 from . import ops
 from .calibration import Calibration, as_calibration
-from .layers import DTYPES, CacheSettings, TurboQuantLayer
+from .layers import CacheSettings, TurboQuantLayer
 from .offloading import OffloadedLayer
+from .vectors import DTYPES
 
 STOCK_LAYERS = (DynamicSlidingWindowLayer, LinearAttentionLayer)
 REMEDY = "use transformers' DynamicCache for this model"

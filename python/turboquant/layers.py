@@ -15,8 +15,8 @@ from .calibration import Calibration
 from .carrier import Carrier, Step, rows_of
 from .masks import MaskReader
 from .pages import PagePool, PageTable
+from .vectors import balance_from, check_vectors
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Calls of at most so many tokens a sequence (decoding, drafts) share one workspace; larger ones make their own.
 KEPT_WORKSPACE_TOKENS = 16
 
@@ -374,11 +374,7 @@ class TurboQuantLayer(CacheLayerMixin):
         self.balance_frozen = calibration is not None
         if calibration is None:
             return
-        balance = calibration.balances.get(self.index)
-        if balance is None or balance.shape != self.signs.shape:
-            found = "nothing" if balance is None else f"[kv_heads, head_dim] = {list(balance.shape)}"
-            raise ValueError(f"layer {self.index}: the calibration has {found}, needed is {list(self.signs.shape)}: it is of another model")
-        balance = balance.to(self.signs.device)
+        balance = balance_from(calibration, self.index, self.signs)
         self.key_signs, self.query_signs = self.signs / balance, self.signs * balance
 
     def _set_starts(self, starts: tuple[int, ...]) -> None:
@@ -389,26 +385,9 @@ class TurboQuantLayer(CacheLayerMixin):
         seen = (keys.shape, values.shape, keys.dtype, values.dtype, keys.device)
         if self.is_initialized and seen == self.checked:
             return
-        where = f"layer {self.index}: "
-        if keys.dim() != 4 or keys.shape[:3] != values.shape[:3]:
-            raise ValueError(f"{where}keys {tuple(keys.shape)} and values {tuple(values.shape)} do not match")
-        if keys.shape[3] != values.shape[3]:
-            raise NotImplementedError(
-                f"{where}key head_dim {keys.shape[3]} and value head_dim {values.shape[3]} differ (latent attention): "
-                "not supported, use transformers' DynamicCache"
-            )
-        if keys.dtype not in DTYPES or values.dtype != keys.dtype:
-            raise ValueError(
-                f"{where}keys are {keys.dtype} and values {values.dtype}: both must be one of float32, bfloat16, float16"
-            )
-        if self.is_initialized:
-            have = (self.batch, self.kv_heads, self.head_dim, self.device)
-            new = (keys.shape[0], keys.shape[1], keys.shape[3], keys.device)
-            if have != new:
-                raise ValueError(
-                    f"{where}the cache holds (batch, kv_heads, head_dim, device) = {have}, this call brings {new}: "
-                    "call reset() first, or use a new cache"
-                )
+        have = (self.batch, self.kv_heads, self.head_dim, self.device) if self.is_initialized else None
+        check_vectors(self.index, keys, values, have)
+        if have:
             self.checked = seen
 
     def _check_fits(self, keys: torch.Tensor) -> None:

@@ -11,9 +11,10 @@ from transformers.cache_utils import CacheLayerMixin
 
 from . import ops
 from .carrier import rows_of
-from .layers import CacheSettings, TurboQuantLayer, sign_seed
+from .layers import CacheSettings, sign_seed
 from .static_mask import read_first_mask, read_later_mask
 from .static_state import StaticState, fixed
+from .vectors import balance_from, check_vectors
 
 
 class StaticStep:
@@ -57,7 +58,6 @@ class TurboQuantStaticLayer(CacheLayerMixin):
     is_sliding = False
     is_compileable = True
     is_croppable = True
-    _check_vectors = TurboQuantLayer._check_vectors
 
     def __init__(
         self, settings: CacheSettings, state: StaticState, index: int, q_heads: int, readers: int, first: bool, last: bool
@@ -119,8 +119,9 @@ class TurboQuantStaticLayer(CacheLayerMixin):
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs) -> tuple[StaticHalf, StaticHalf]:
         """Stores nothing: whoever attends does."""
         if not self.is_initialized:
+            check_vectors(self.index, key_states, value_states, None)
             self.lazy_initialization(key_states, value_states)
-        self._check_vectors(key_states, value_states)
+        check_vectors(self.index, key_states, value_states, (self.state.batch, self.kv_heads, self.head_dim, self.device))
         if self.first:
             self.state.begin(key_states.shape[2], self.settings.fringe_recent)
         step = StaticStep(self, key_states, value_states)
@@ -198,16 +199,17 @@ class TurboQuantStaticLayer(CacheLayerMixin):
     def take_balance(self, step: StaticStep, query: torch.Tensor) -> None:
         state = self.state
         balance = ops.balance(rows_of(query), step.key_rows, state.token_starts(step.tokens), state.starts)
-        self.key_signs.copy_(self.signs / balance)
-        self.query_signs.copy_(self.signs * balance)
+        self._set_balance(balance)
 
     def begin_balance(self) -> None:
         """Balance 1 until the first call brings its own; the calibration's for good."""
-        addresses = self.key_signs, self.query_signs
-        TurboQuantLayer._begin_balance(self)
-        addresses[0].copy_(self.key_signs)
-        addresses[1].copy_(self.query_signs)
-        self.key_signs, self.query_signs = addresses
+        calibration = self.settings.calibration
+        self.balance_frozen = calibration is not None
+        self._set_balance(balance_from(calibration, self.index, self.signs) if calibration else torch.ones_like(self.signs))
+
+    def _set_balance(self, balance: torch.Tensor) -> None:
+        self.key_signs.copy_(self.signs / balance)
+        self.query_signs.copy_(self.signs * balance)
 
     # What the cache calls.
 

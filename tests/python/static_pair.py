@@ -2,6 +2,7 @@
 """A TurboQuantStaticCache beside a TurboQuantCache of the same model: they get the same calls, and hold the same bytes."""
 
 import torch
+import where
 from tiny_models import VOCABULARY
 from turboquant import TurboQuantCache, TurboQuantStaticCache, enable
 from turboquant.layers import TurboQuantLayer
@@ -31,11 +32,11 @@ def assert_same_bytes(static, growing):
 class StaticPair:
     """`forward` calls the model with the static cache; by default the model itself, else a compiled one."""
 
-    def __init__(self, model, max_tokens=200, batch=2, device="cpu", **options):
+    def __init__(self, model, max_tokens=200, batch=2, **options):
         self.model = enable(model)
         self.static = TurboQuantStaticCache(model.config, max_tokens, **options)
         self.growing = TurboQuantCache(model.config, **options)
-        self.batch, self.device = batch, device
+        self.batch, self.device = batch, where.DEVICE
         self.generator = torch.Generator().manual_seed(7)
         self.mask = None
 
