@@ -51,7 +51,7 @@ def turboquant_attention(
     """query [batch, q_heads, tokens, head_dim] -> [batch, tokens, q_heads, head_dim]. Inference only: with a
     TurboQuantCache, no gradient flows through the result."""
     paired = isinstance(key, Carrier) and isinstance(value, Carrier) and key.step is value.step
-    if not paired:
+    if not paired or key.step.dense is not None:  # or the model has looked at them: then they are tensors by now
         if isinstance(key, StaticHalf):
             options = _options(module, query, dropout, scaling, kwargs)
             return _attend_static(module, key, query, attention_mask, options), None

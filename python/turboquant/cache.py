@@ -125,6 +125,8 @@ def _checked_config(config: PreTrainedConfig) -> PreTrainedConfig:
         raise NotImplementedError(f"{name} has latent attention (kv_lora_rank={text.kv_lora_rank}): not supported, {REMEDY}")
     if getattr(text, "cross_attention_layers", None) or getattr(text, "add_cross_attention", False):
         raise NotImplementedError(f"{name} has cross attention, which keeps keys of another input: not supported, {REMEDY}")
+    if text.model_type == "minimax":
+        raise NotImplementedError(f"{name}: its model takes no cache but its own: not supported, {REMEDY}")
     if not getattr(text, "num_attention_heads", None):
         raise NotImplementedError(f"{name} says nothing of attention heads (num_attention_heads): not supported, {REMEDY}")
     if isinstance(getattr(text, "dtype", None), torch.dtype) and text.dtype not in DTYPES:

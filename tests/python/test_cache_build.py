@@ -59,11 +59,12 @@ def test_nothing_to_compress_is_said():
         (transformers.MllamaTextConfig(), "MllamaTextConfig has cross attention"),
         (transformers.GPT2Config(add_cross_attention=True), "GPT2Config has cross attention"),
         (transformers.RwkvConfig(), "RwkvConfig says nothing of attention heads"),
+        (transformers.MiniMaxConfig(num_hidden_layers=2), "MiniMaxConfig: its model takes no cache but its own"),
         (transformers.FalconH1Config(num_hidden_layers=2), "LinearAttentionAndFullAttentionLayer"),
         (llama_config(dtype=torch.float64), "LlamaConfig has dtype torch.float64"),
     ],
     ids=["head_dim 40", "head_dim 16", "head_dim 528", "latent", "encoder-decoder", "chunked", "v_head_dim", "images' keys"]
-    + ["cross attention", "no attention", "hybrid layers", "float64"],
+    + ["cross attention", "no attention", "a cache of its own", "hybrid layers", "float64"],
 )
 def test_what_is_not_supported_is_refused_when_the_cache_is_built(config, message):
     with pytest.raises(NotImplementedError, match=f"{message}.*DynamicCache"):
@@ -294,6 +295,21 @@ def test_a_carrier_becomes_the_tensor_it_stands_for_when_touched():
             assert torch.equal(torch.cat([value, value]), torch.cat([torch.cat([old_values, values], 2)] * 2))
             assert torch.equal(2 * key + 1, 2 * expected + 1)
     pair.check(1)
+
+
+def test_a_model_that_looks_at_keys_or_values_before_it_attends_gets_what_it_looked_at():
+    pair = LayerPair(balance=False)
+    for tokens in (70, 1, 5):
+        query, keys, values = pair.vectors(tokens)
+        key, value = pair.layer.update(keys, values)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value.transpose(1, 2)
+        ours, _ = turboquant_attention(pair.module, query, key, value, pair.mask(tokens, (0,)))
+        bound = pair.bound(query, keys, values)
+        exact, _ = oracle_attention(pair.module, query, *pair.oracle.update(keys, values), None)
+        assert (ours - exact).abs().max() <= bound
+        assert pair.layer.get_seq_length() == pair.oracle.length
 
 
 def test_layers_that_share_kv_see_the_same_history_and_the_last_one_stores():

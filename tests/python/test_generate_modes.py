@@ -54,6 +54,9 @@ def test_assisted_decoding(family, seed, monkeypatch):
     torch.manual_seed(0)
     for parameter in assistant.parameters():  # nearly the model: some drafts are taken, some cropped away
         parameter.data += 0.01 * torch.randn(parameter.shape).to(parameter.device)
+    # Where scikit-learn is, the drafts' lengths are fitted to what was taken, and transformers 5.17 fails on sliding windows
+    # of an assistant all of whose draft is taken.
+    monkeypatch.setattr("transformers.generation.candidate_generator.is_sklearn_available", lambda: False)
     removed = []
     crop = TurboQuantLayer.crop
     monkeypatch.setattr(TurboQuantLayer, "crop", lambda layer, n: (removed.append(-n), crop(layer, n))[1])

@@ -4,7 +4,7 @@
 import torch
 import transformers
 import where
-from tiny_models import ALTERNATING, SHAPE, VOCABULARY
+from tiny_models import ALTERNATING, FAMILIES, SHAPE, VOCABULARY
 
 IMAGE, START, END = 1, 3, 4  # token ids
 PATCHES = dict(hidden_size=32, intermediate_size=32, patch_size=8)
@@ -53,7 +53,30 @@ def gemma3():
     return transformers.Gemma3ForConditionalGeneration, config, image
 
 
-VISION = {"smolvlm": smolvlm, "qwen3_vl": qwen3_vl, "gemma3": gemma3}
+def gemma4():
+    """They do so in the layers with a window, which the cache leaves alone."""
+    text = FAMILIES["gemma4"][1] | dict(vocab_size=VOCABULARY, use_bidirectional_attention="vision")
+    config = transformers.Gemma4Config(
+        text_config=transformers.Gemma4TextConfig(**{**SHAPE, **text}), image_token_id=IMAGE, boi_token_id=START, eoi_token_id=END,
+        video_token_id=2, audio_token_id=0,
+        vision_config=dict(
+            PATCHES, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, head_dim=16, pooling_kernel_size=2,
+            position_embedding_size=16,
+        ),
+    )  # fmt: skip
+
+    def image(ids):
+        place = torch.tensor([[x, y] for y in range(4) for x in range(4)])
+        return dict(
+            pixel_values=torch.rand(len(ids), 16, 3 * 8 * 8),
+            image_position_ids=place.repeat(len(ids), 1, 1),
+            mm_token_type_ids=(ids == IMAGE).int(),
+        )
+
+    return transformers.Gemma4ForConditionalGeneration, config, image
+
+
+VISION = {"smolvlm": smolvlm, "qwen3_vl": qwen3_vl, "gemma3": gemma3, "gemma4": gemma4}
 
 
 def tiny_vision(family, batch=2, tokens=80):
