@@ -59,10 +59,14 @@ class TurboQuantStaticCache(Cache):
             elif isinstance(layer, DynamicSlidingWindowLayer):
                 layers[i] = StaticSlidingWindowLayer(max_cache_len=max_tokens, sliding_window=layer.sliding_window)
         super().__init__(layers=layers)
+        self.compressed = [layers[i] for i in full]
 
-    @property
-    def compressed(self) -> list[TurboQuantStaticLayer]:
-        return [layer for layer in self.layers if isinstance(layer, TurboQuantStaticLayer)]
+    def get_seq_length(self, layer_idx: int = 0) -> int | torch.Tensor:
+        """On the device, whatever the layer: a sliding layer's own count is a number of the host, which a graph would not move."""
+        return self.state.lengths[0] if self.compressed and not self.state.empty else super().get_seq_length(layer_idx)
+
+    def get_query_offset(self, layer_idx: int = 0) -> int | torch.Tensor:
+        return super().get_seq_length(layer_idx)  # masks of a sliding layer count as it does
 
     def length(self) -> int:
         """Tokens of each sequence, padding included. Waits for the device; RuntimeError where a call went wrong there."""

@@ -181,7 +181,7 @@ class TurboQuantStaticLayer(CacheLayerMixin):
         basis = (self.query_signs, self.value_signs, self.base, options.sinks)
         workspace = state.workspace if tokens == 1 else None
         # Settled: all but the call's own is of the step before, and a model has kernels in between. Sinks may be converted just now.
-        settled = tokens == 1 and options.sinks is None and torch.compiler.is_compiling()
+        settled = tokens == 1 and options.sinks is None and state.unseen()
         if encode:
             out = ops.attend_encode(*call, self.key_signs, *basis, *numbers, settled, workspace)
         else:

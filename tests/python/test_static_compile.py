@@ -53,7 +53,8 @@ def test_one_graph_serves_every_length_and_a_second_cache(llama):
 @pytest.mark.parametrize("family", ["gemma2", "gpt_oss"])  # a layer that slides, softcap; sinks
 def test_generate_compiles_by_itself(family):
     model, inputs = tiny_model(family), prompt(batch=2, padding=(0, 9), seed=4, tokens=40)
-    model.set_experts_implementation("grouped_mm")  # the loop over experts does not compile
+    if family == "gpt_oss":  # the loop over experts does not compile
+        model.set_experts_implementation("grouped_mm")
     growing, static = TurboQuantCache(model.config), TurboQuantStaticCache(model.config, max_tokens=64)
     config = CompileConfig(fullgraph=True, backend="aot_eager", mode=None)
     config._compile_all_devices = True  # else on a GPU only

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TurboQuantStaticCache in CUDA graphs: those that torch.compile makes, and one captured by hand."""
+
+import pytest
+import torch
+import transformers
+import where
+from static_pair import StaticPair, assert_same_bytes
+from tiny_models import SOFT_ROUTING, WIDE, generate, prompt, tiny_model
+from torch._dynamo.utils import ReinplaceCounters, counters
+from turboquant import TurboQuantCache, TurboQuantStaticCache, enable
+
+
+@pytest.fixture(autouse=True)
+def device(monkeypatch):
+    monkeypatch.setattr(where, "DEVICE", "cuda")
+    torch._dynamo.reset()
+    counters.clear()
+    ReinplaceCounters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def half_model(family):
+    """With heads that the fast kernels take, in bfloat16."""
+    model = tiny_model(family, **WIDE.get(family, dict(head_dim=64)), **SOFT_ROUTING.get(family, {})).to(torch.bfloat16)
+    if family in SOFT_ROUTING:  # the loop over experts is no graph
+        model.set_experts_implementation("batched_mm")
+    return model
+
+
+def compiled(model):
+    return torch.compile(model, mode="reduce-overhead", fullgraph=True)
+
+
+class Captured:
+    """One decoding step as a CUDA graph."""
+
+    def __init__(self, model, cache, batch):
+        self.ids = torch.zeros(batch, 1, dtype=torch.long, device="cuda")
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.no_grad(), torch.cuda.graph(self.graph):
+            self.out = model(self.ids, past_key_values=cache)
+
+    def __call__(self, ids, past_key_values):
+        self.ids.copy_(ids)
+        self.graph.replay()
+        return self.out
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma2", "gemma3", "gpt_oss", "qwen3_next"])
+def test_a_captured_step_replayed_writes_the_bytes_of_the_growing_cache(family):
+    pair = StaticPair(half_model(family), max_tokens=150)
+    pair.check(60)  # longer than any window: a layer that slides does the same from here on
+    pair.check(1)
+    step = Captured(pair.model, pair.static, batch=2)
+    assert pair.static.length() == 61  # capturing runs nothing
+    for _ in range(75):
+        pair.check(1, step)
+    assert pair.static.length() == 136
+
+
+def test_surgery_between_replays():
+    pair = StaticPair(half_model("llama"), batch=3)
+    pair.check(70)
+    step = Captured(pair.model, pair.static, batch=3)
+    for change in (("crop", -3), ("reorder_cache", torch.tensor([2, 2, 0])), ("crop", 65)):
+        pair.check(1, step)
+        pair.check(1, step)
+        for cache in (pair.static, pair.growing):
+            getattr(cache, change[0])(change[1])
+    for cache in (pair.static, pair.growing):
+        cache.reset()
+    for tokens in (30, 9):
+        pair.check(tokens)
+    pair.check(1, step)
+    with pytest.raises(RuntimeError, match="3 sequences cannot become 1"):
+        pair.static.batch_select_indices(torch.tensor([1]))
+
+
+def test_replays_beyond_the_capacity_write_nowhere_else_and_are_an_error_afterwards():
+    pair = StaticPair(half_model("llama"), max_tokens=128)
+    pair.check(120)
+    step = Captured(pair.model, pair.static, batch=2)
+    for _ in range(8):
+        pair.check(1, step)
+    before = [layer.pages.clone() for layer in pair.static.layers]
+    for _ in range(100):
+        step(pair.tokens(1), past_key_values=pair.static)
+    for old, layer in zip(before, pair.static.layers):
+        assert torch.equal(old[:-1], layer.pages[:-1])
+    with pytest.raises(RuntimeError, match="more tokens than max_tokens=128"):
+        pair.static.length()
+    pair.static.reset()
+    pair.growing.reset()
+    pair.check(30)
+    pair.check(1, step)
+
+
+def errors(model, forward, cache, text, exact):
+    """L2 of the logits' differences from `exact`, over decoding steps of given tokens."""
+    with torch.no_grad():
+        model(text[:, :60], past_key_values=cache)
+        logits = [forward(text[:, i : i + 1], past_key_values=cache).logits.float().clone() for i in range(60, text.shape[1])]
+    return (torch.cat(logits, dim=1) - exact).norm().item()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss"])
+def test_compiled_steps_are_cuda_graphs_that_copy_no_page_and_lose_no_more_than_eager_ones(family):
+    model = half_model(family)
+    text = prompt(batch=2, tokens=140, seed=3)["input_ids"]
+    with torch.no_grad():
+        model.set_attn_implementation("eager")
+        exact = model(text).logits[:, 60:].float()
+    enable(model)
+    eager = errors(model, model, TurboQuantCache(model.config), text, exact)
+    forward = compiled(model)
+    for turn in range(2):  # a second cache: the same graph, recorded again at its addresses
+        cache = TurboQuantStaticCache(model.config, max_tokens=150)
+        assert errors(model, forward, cache, text, exact) <= 2 * eager
+        assert cache.length() == 140
+        if turn == 0:
+            seen = counters["stats"]["unique_graphs"]
+    print(family, dict(counters["stats"]), {k: v for k, v in counters["inductor"].items() if "cudagraph" in k}, eager)
+    assert counters["stats"]["unique_graphs"] == seen
+    assert family != "llama" or seen == 1  # a layer that slides has graphs for its states
+    assert counters["inductor"]["cudagraph_skips"] == 0
+    assert counters["inductor"]["cudagraph_recorded_non_static_inputs"] > 0
+    assert ReinplaceCounters.get_total_missed() == 0
+
+
+def test_generate_compiles_by_itself_and_writes_the_same_text():
+    model = half_model("llama")
+    inputs = prompt(batch=3, padding=(0, 7, 70), seed=4)
+    eager, static = (TurboQuantStaticCache(model.config, max_tokens=120) for _ in range(2))
+    expected = generate(model, "turboquant", eager, inputs, tokens=30, disable_compile=True)
+    assert counters["stats"]["unique_graphs"] == 0
+    ours = generate(model, "turboquant", static, inputs, tokens=30)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert counters["inductor"]["cudagraph_skips"] == 0
+    assert static.length() == eager.length() == 109
+    assert torch.equal(ours.sequences[:, :81], expected.sequences[:, :81])
+    print("equal tokens", (ours.sequences == expected.sequences).float().mean().item())
+
+
+def test_generate_in_chunks_compiles_the_prompt_as_well():
+    model = half_model("llama")
+    inputs = prompt(batch=2, tokens=100, padding=(0, 40), seed=13)
+    static = TurboQuantStaticCache(model.config, max_tokens=120)
+    ours = generate(model, "turboquant", static, inputs, tokens=10, prefill_chunk_size=32)
+    growing = generate(model, "turboquant", TurboQuantCache(model.config), inputs, tokens=10, prefill_chunk_size=32)
+    assert static.length() == 109
+    print("equal tokens", (ours.sequences == growing.sequences).float().mean().item())
