@@ -22,6 +22,7 @@ class MaskReader:
 
     def __init__(self) -> None:
         self._last: tuple | None = None
+        self._starts: tuple | None = None
 
     def read(
         self, mask: torch.Tensor, batch: int, history: int, tokens: int, window: int, starts: tuple[int, ...]
@@ -30,9 +31,35 @@ class MaskReader:
         key = (version, batch, history, tokens, window, starts)
         if self._last is not None and self._last[0]() is mask and self._last[1] == key:
             return self._last[2]
-        view = read_mask(mask, batch, history, tokens, window, starts)
+        if self._as_before(mask, batch, history, tokens, window, starts):
+            view = MaskView(starts, plain=True)
+        else:
+            view = read_mask(mask, batch, history, tokens, window, starts)
         self._last = (weakref.ref(mask), key, view)
         return view
+
+    def _as_before(
+        self, mask: torch.Tensor, batch: int, history: int, tokens: int, window: int, starts: tuple[int, ...]
+    ) -> bool:
+        """Whether it is the usual mask with the starts that are known: one look at the device, where read_mask takes several."""
+        if mask.dtype != torch.bool or mask.shape != (batch, 1, tokens, history + tokens) or max(starts) >= history:
+            return False
+        key = (starts, mask.device)
+        if self._starts is None or self._starts[0] != key:
+            self._starts = (key, torch.tensor(starts, device=mask.device)[:, None, None, None])
+        return torch.equal(mask, expected_mask(self._starts[1], history, tokens, window))
+
+
+def expected_mask(start: torch.Tensor, history: int, tokens: int, window: int) -> torch.Tensor:
+    """bool [..., tokens, history + tokens], True: visible. `start` is of the shape [..., 1, 1]."""
+    key = torch.arange(history + tokens, device=start.device)
+    expected = key >= start
+    if tokens > 1 or window > 0:
+        query = torch.arange(history, history + tokens, device=start.device)[:, None]
+        expected = expected & (key <= query)
+        if window > 0:
+            expected = expected & (key > query - window)
+    return expected
 
 
 def read_mask(
@@ -57,18 +84,13 @@ def read_mask(
         first = torch.where(columns.any(dim=1), columns.int().argmax(dim=1), tokens).tolist()
         starts = tuple(history + first[i] if i in new else start for i, start in enumerate(starts))
 
-    key = torch.arange(total, device=mask.device)
-    query = torch.arange(history, total, device=mask.device)[:, None]
     start = torch.tensor(starts, device=mask.device)[:, None, None]
-    if bool((shown & (key < start)).any()):
+    if bool((shown & (torch.arange(total, device=mask.device) < start)).any()):
         raise ValueError(
             f"attention_mask shows positions that were left padding when they were cached (first real positions: "
             f"{list(starts)}), and padding is not stored: keep the mask of the first call, extended by ones"
         )
-    expected = (key <= query) & (key >= start)
-    if window > 0:
-        expected = expected & (key > query - window)
-    return MaskView(starts, plain=uniform and torch.equal(shown, expected))
+    return MaskView(starts, plain=uniform and torch.equal(shown, expected_mask(start, history, tokens, window)))
 
 
 def _visible(mask: torch.Tensor) -> tuple[torch.Tensor, bool]:
