@@ -70,7 +70,7 @@ class TurboQuantStaticCache(Cache):
 
     def length(self) -> int:
         """Tokens of each sequence, padding included. Waits for the device; RuntimeError where a call went wrong there."""
-        return self.state.length()
+        return self.state.length() if self.compressed else int(super().get_seq_length())
 
     check = length
 
@@ -90,7 +90,7 @@ class TurboQuantStaticCache(Cache):
 
     def crop(self, tokens_to_remove: int) -> None:
         """n <= 0 forgets the newest |n| tokens; n > 0 keeps the first n."""
-        length = self.state.length()
+        length = self.length()
         kept = min(tokens_to_remove, length) if tokens_to_remove > 0 else max(length + tokens_to_remove, 0)
         stock = [layer for layer in self.layers if not isinstance(layer, TurboQuantStaticLayer)]
         fixed_layers = {type(layer).__name__ for layer in stock if not layer.is_croppable}
@@ -109,10 +109,10 @@ class TurboQuantStaticCache(Cache):
         self._select(beam_idx.tolist())
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        self._select([i for i in range(self.state.batch) for _ in range(repeats)])
+        self._select([i for i in range(self._batch()) for _ in range(repeats)])
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        self._select(torch.arange(self.state.batch)[indices.cpu() if isinstance(indices, torch.Tensor) else indices].tolist())
+        self._select(torch.arange(self._batch())[indices.cpu() if isinstance(indices, torch.Tensor) else indices].tolist())
 
     def memory(self) -> dict[str, int]:
         """Bytes of every tensor the cache holds: of compressed layers by use, of the others as "stock"."""
@@ -140,16 +140,22 @@ class TurboQuantStaticCache(Cache):
         ours = [x for x in self.compressed if x.is_initialized]
         return self.memory()["stock"] + sum(4 * x.batch * x.kv_heads * length * x.head_dim for x in ours)
 
+    def _batch(self) -> int:
+        stock = (x.shape[0] for layer in self.layers for x in _tensors(layer) if x.dim() > 1)
+        return self.state.batch or next(stock, 0)
+
     def _select(self, sources: list[int]) -> None:
         """Sequence i becomes a copy of what sequence sources[i] was."""
-        state, batch = self.state, self.state.batch
+        state, batch = self.state, self._batch()
         if batch == 0:
             return
         if len(sources) != batch and state.captured:
             raise RuntimeError(f"{batch} sequences cannot become {len(sources)}: a captured CUDA graph has the addresses of {batch}")
         length = state.length()
-        index = torch.tensor(sources, dtype=torch.int64, device=state.device)
-        state.select(index)
+        index = torch.tensor(sources, dtype=torch.int64)
+        if state.batch:
+            index = index.to(state.device)
+            state.select(index)
         for layer in self.layers:
             if isinstance(layer, TurboQuantStaticLayer):
                 if layer.is_initialized:

@@ -121,7 +121,8 @@ class TurboQuantStaticLayer(CacheLayerMixin):
         if not self.is_initialized:
             check_vectors(self.index, key_states, value_states, None)
             self.lazy_initialization(key_states, value_states)
-        check_vectors(self.index, key_states, value_states, (self.state.batch, self.kv_heads, self.head_dim, self.device))
+        have = (self.state.batch, self.kv_heads, self.head_dim, self.device)
+        check_vectors(self.index, key_states, value_states, have, "use a new cache")
         if self.first:
             self.state.begin(key_states.shape[2], self.settings.fringe_recent)
         step = StaticStep(self, key_states, value_states)

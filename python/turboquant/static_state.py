@@ -82,13 +82,11 @@ class StaticState:
 
     def advance(self, tokens: int) -> None:
         self.lengths.add_(tokens).clamp_(max=self.max_tokens + 1)
-        self.empty = False
+        self.empty, self.open = False, 0
         if self.unseen():
             self.known = None
-        else:
-            self.open = 0
-            if self.known is not None:
-                self.known += tokens
+        elif self.known is not None:
+            self.known += tokens
 
     def unseen(self) -> bool:
         """This call will be made again without the host: torch.compile traces it, or a graph captures it."""

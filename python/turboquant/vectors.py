@@ -10,7 +10,13 @@ from .calibration import Calibration
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def check_vectors(index: int, keys: torch.Tensor, values: torch.Tensor, have: tuple | None) -> None:
+def check_vectors(
+    index: int,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    have: tuple | None,
+    remedy: str = "call reset() first, or use a new cache",
+) -> None:
     """`have`: (batch, kv_heads, head_dim, device) of layer `index`, where it holds any."""
     where = f"layer {index}: "
     if keys.dim() != 4 or keys.shape[:3] != values.shape[:3]:
@@ -25,8 +31,7 @@ def check_vectors(index: int, keys: torch.Tensor, values: torch.Tensor, have: tu
     new = (keys.shape[0], keys.shape[1], keys.shape[3], keys.device)
     if have is not None and have != new:
         raise ValueError(
-            f"{where}the cache holds (batch, kv_heads, head_dim, device) = {have}, this call brings {new}: "
-            "call reset() first, or use a new cache"
+            f"{where}the cache holds (batch, kv_heads, head_dim, device) = {have}, this call brings {new}: {remedy}"
         )
 
 

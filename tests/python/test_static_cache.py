@@ -152,6 +152,16 @@ def test_a_call_that_fails_between_layers_leaves_the_cache_as_it_was(llama, toke
         torch.testing.assert_close(*logits, rtol=1e-3, atol=1e-3)
 
 
+def test_another_batch_needs_another_cache(llama):
+    pair = StaticPair(llama)
+    pair.check(5)
+    pair.static.reset()
+    with torch.no_grad(), pytest.raises(ValueError, match=r"holds .*= \(2, 2, 32.*this call brings \(3, 2, 32.*: use a new cache"):
+        llama(torch.ones(3, 5, dtype=torch.long), past_key_values=pair.static)
+    pair.growing.reset()
+    pair.check(5)
+
+
 def test_another_attention_is_refused_by_name(llama):
     for implementation in ("sdpa", "eager"):
         with pytest.raises(NotImplementedError, match=r"call turboquant\.enable\(model\)"):

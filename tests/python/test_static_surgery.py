@@ -137,3 +137,18 @@ def test_surgery_before_the_first_call_does_nothing(llama):
     pair = StaticPair(llama)
     pair.check(5)
     assert_same_bytes(pair.static, pair.growing)
+
+
+@pytest.mark.filterwarnings("ignore:none of the 2 layers")
+def test_a_cache_that_compresses_nothing():
+    model = enable(tiny_model("mistral"))
+    cache = TurboQuantStaticCache(model.config, max_tokens=100)
+    with torch.no_grad():
+        model(prompt(batch=2, tokens=30)["input_ids"], past_key_values=cache)
+    keys = cache.layers[0].keys.clone()
+    cache.reorder_cache(torch.tensor([1, 0]))
+    assert torch.equal(cache.layers[0].keys, keys.flip(0)) and cache.length() == 30
+    with pytest.raises(NotImplementedError, match="StaticSlidingWindowLayer"):
+        cache.crop(-1)
+    cache.reset()
+    assert cache.length() == 0
