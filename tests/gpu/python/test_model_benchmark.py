@@ -48,7 +48,8 @@ def test_a_step_with_our_cache_is_as_close_to_torchs_backends_as_they_are_to_eac
 def test_a_cache_holds_what_it_says_by_the_allocator_and_never_a_second_copy(model):
     found = memory.measure(model, replace(ROWS["bytes, 8 x 8,192"], tokens=4096), QUICK)
     assert found["nbytes_off"] == 0, found
-    assert found["resident_share"] <= 0.28 and found["extra_share"] <= 0.35, found
+    assert found["resident_share"] <= 0.28, found
+    assert found["extra_share"] < 1 <= found["baseline_extra_share"], found  # a 16-bit copy alone would be 1
 
 
 @pytest.mark.parametrize("make", [lambda config, _: DynamicCache(config=config), lambda config, room: turboquant.TurboQuantCache(config, max_tokens=room)])
