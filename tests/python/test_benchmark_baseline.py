@@ -2,6 +2,7 @@
 """What the benchmark compares with: the faster of torch's attention backends on a GPU; peaks of memory; what needs a GPU."""
 
 import io
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from test_benchmark import failure
 from tiny_models import prompt, tiny_model
 
 from turboquant.benchmark import arms, baseline, generation, memory
+from turboquant.benchmark.cli import main
 from turboquant.benchmark.metrics import StepTimes
 from turboquant.benchmark.progress import Progress
 
@@ -61,6 +63,18 @@ def test_another_error_is_not_taken_for_a_missing_backend(quiet, monkeypatch):
 def test_what_is_named_or_leaves_no_choice_is_not_tried(static, wanted, label, quiet):
     arm, words = baseline.choose(ON_A_GPU, {}, static=static, wanted=wanted, progress=quiet)
     assert arm.label == label and words["tried_s"] == {}
+
+
+def test_caches_of_fixed_capacity_are_compared_with_their_like(tmp_path, one_thread):
+    tiny_model("llama").config.save_pretrained(tmp_path / "tiny-llama")
+    report = tmp_path / "report.json"
+    arguments = ["--model", tmp_path / "tiny-llama", "--random-weights", "--random-prompt", "60", "--max-new-tokens", "8", "--device", "cpu"]
+    assert main([str(a) for a in (*arguments, "--static", "--json", report)]) == 0
+    found = json.loads(report.read_text())
+    assert found["baseline"] == {"cache": "StaticCache", "attention": "default", "tried_s": {}} and found["setting"]["static"]
+    assert found["memory"]["cached_tokens"] == 67 and found["fidelity"]["text"]["positions"] == 30
+    # The baseline's room is for the prompt and all tokens, in keys and values of both layers.
+    assert found["cache_bytes"]["baseline"] >= 68 * 2 * 2 * 2 * 32 * 2
 
 
 def test_a_named_backend_serves_generate():

@@ -124,6 +124,16 @@ def test_bytes_are_not_counted_without_a_gpu(model):
     assert report.complete(ROWS["bytes, 8 x 8,192"], found)["targets"][0]["met"] is None
 
 
+def test_compiled_arms_run_in_turn(model, monkeypatch):
+    """Without the compiler, which takes a minute here; the GPU tests have it."""
+    monkeypatch.setattr(torch, "compile", lambda forward, **options: forward)
+    found = compiled.measure(model, tiny("compiled step, 8 x 11,264"), QUICK)
+    assert set(found["ms"]) == {"static", "turboquant"} and found["over_floor"] > 1
+    assert found["error"] < 1e-5  # fp32
+    bytes_read = subject.weight_bytes(model) + compiled.page_bytes(model, 2, 150)
+    assert found["floor_ms"] == pytest.approx(bytes_read / 1e9, rel=1e-9)  # at 1000 GB/s
+
+
 def test_transformers_own_quantized_cache_takes_the_same(model, monkeypatch):
     monkeypatch.setattr(quantized, "QuantizedCache", lambda config, **options: DynamicCache(config=config))
     found = quantized.measure(model, tiny("QuantizedCache, 1 x 2,048"), QUICK)
