@@ -16,10 +16,11 @@ SETTINGS = dict(k_bits=4, v_bits=4, fringe=(4, 28), balance=True, seed=0)
 
 class LayerPair:
     offloaded = False  # leave for the host after each call
+    shape = (32, torch.float32)  # head_dim and dtype, unless told otherwise
 
-    def __init__(self, heads=(4, 2), head_dim=32, batch=1, dtype=torch.float32, readers=1, **settings):
+    def __init__(self, heads=(4, 2), head_dim=None, batch=1, dtype=None, readers=1, **settings):
         self.q_heads, self.kv_heads = heads
-        self.head_dim, self.dtype = head_dim, dtype
+        self.head_dim, self.dtype = head_dim or self.shape[0], dtype or self.shape[1]
         s = SETTINGS | settings
         first, recent = s["fringe"] or (0, 0)
         max_tokens = s.pop("max_tokens", None)
@@ -80,6 +81,7 @@ class LayerPair:
             bound += 3 * torch.finfo(self.dtype).eps * value
             if where.DEVICE == "cuda":  # queries and weights in 16 bits: tests/gpu/attend_bound.h
                 half, integer, reach = 2.0**-11, 1 / 65278, scale * longest(query) * max(longest(keys), longest(old_keys))
-                shortest = min(x.float().norm(dim=-1).amin().item() for x in (values, old_values) if x.numel())
+                norms = torch.cat([x.float().norm(dim=-1).flatten() for x in (values, old_values)])
+                shortest = norms[norms > 0].min().item()  # padding decodes to zeros
                 bound += (2 * (math.sqrt(d) * integer + 2 * half) * reach + 64 * integer * value / shortest + 2 * half) * value
         return bound

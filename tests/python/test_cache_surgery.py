@@ -6,12 +6,15 @@ import torch
 import where
 from layer_pair import LayerPair
 
-pytestmark = pytest.mark.usefixtures("one_thread", "where_the_pages_lie")
+pytestmark = pytest.mark.usefixtures("one_thread", "kind_of_layer")
 
 
-@pytest.fixture(params=[False, True], ids=["", "offloaded"])
-def where_the_pages_lie(request, monkeypatch):
-    monkeypatch.setattr(LayerPair, "offloaded", request.param)
+# The fast kernels on CUDA are of 16 bits.
+@pytest.fixture(params=["", "offloaded", *(["bfloat16"] if where.DEVICE == "cuda" else [])])
+def kind_of_layer(request, monkeypatch):
+    monkeypatch.setattr(LayerPair, "offloaded", request.param == "offloaded")
+    if request.param == "bfloat16":
+        monkeypatch.setattr(LayerPair, "shape", (128, torch.bfloat16))
 
 
 def filled(calls=(100, 1, 1), batch=3, **settings):

@@ -82,4 +82,4 @@ def test_256_tokens_about_images(family):
 def test_models_of_16_bits_whose_heads_the_fast_kernels_take(family, dtype):
     model = tiny_model(family, **WIDE.get(family, dict(head_dim=64)), **SOFT_ROUTING.get(family, {})).to(dtype)
     inputs = dict(input_ids=prompt(batch=2, tokens=300, seed=3)["input_ids"])
-    check(model, inputs, tokens=100 if where.DEVICE == "cuda" else 40)
+    check(model, inputs, tokens=100 if where.DEVICE == "cuda" and dtype == torch.bfloat16 else 40)

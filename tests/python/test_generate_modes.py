@@ -169,7 +169,7 @@ def test_enable_touches_the_text_part_only():
 
 def test_the_example_of_the_document_runs(llama, capsys):
     document = Path(__file__).parents[2] / "docs" / "transformers.md"
-    (code,) = re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL)
+    code, *_ = re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL)
     names = dict(model=llama, inputs=prompt())
     exec(code, names)
     assert names["output"].shape == (1, 80 + 64)

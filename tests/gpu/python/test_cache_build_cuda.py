@@ -1,0 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
+"""tests/python/test_cache_build.py, its tensors on the GPU (conftest.py)."""
+
+from test_cache_build import *  # noqa: F403
