@@ -86,7 +86,10 @@ def _spread(values: dict) -> str:
 
 
 def _plain_ratio(row: dict) -> str:
-    return f"{row['speedup']:.2f}" if "speedup" in row else ""
+    """Of a row without a target: ours beside the baseline."""
+    if "speedup" in row:
+        return f"{row['speedup']:.2f} {WORDS['speedup']}"
+    return f"{row['time_over']:.2f} {WORDS['time_over']}" if "time_over" in row else ""
 
 
 def _target(target: dict) -> list[str]:
