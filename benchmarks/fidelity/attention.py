@@ -20,7 +20,7 @@ from fidelity.codec import Codec, Layer
 
 NAME = "fidelity"
 # Queries at once. On a CPU their scores stay in the caches and keys after the block are never touched; a GPU wants few launches.
-QUERY_BLOCK = {"cpu": 256, "cuda": 2048}
+QUERY_BLOCK = {"cpu": 256, "cuda": 512}
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ Bytes are those of codes, scales and centres without a page's padding.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fidelity import feedback
+from fidelity import feedback, focus
 from fidelity.codec import Coded, Layer
 from turboquant import ops
 from turboquant.layers import sign_seed
@@ -26,7 +27,9 @@ class Sketch:
     """`rotation`: "hadamard" or "dense". `centre`: "page", "previous" (the mean of the previous page's decoded keys), "sequence" or
     "none". `choice`: a token may take 0 for its reference. `balance`: "first 128", "whole text" or "off". `scale`: what is stored
     beside the codes: "norm", "plain", "least squares" or "unbiased". `value_centre`: the same centre and choice for values.
-    `feedback`: keys coded by feedback.py with the queries of the "first 128" tokens, of the "whole text", or "off"."""
+    `previous_share`: of the previous page's mean in a "previous" centre, the rest being that page's own centre. `median`: for mean.
+    `feedback`: keys coded by feedback.py with the queries of the "first 128" tokens, of the "whole text", or "off"; `focus`: the same
+    for focus.py, or "calibrated" with the queries of `calibration`'s layers."""
 
     k_bits: int = 4
     v_bits: int = 4
@@ -41,17 +44,22 @@ class Sketch:
     value_choice: bool = True
     value_balance: bool = False
     feedback: str = "off"
+    focus: str = "off"
+    calibration: Sequence[Layer] = ()
+    previous_share: float = 1.0
+    median: bool = False
 
     def __call__(self, layer: Layer) -> Coded:
         heads, tokens, dim = layer.keys.shape
         balance = _balance(layer, self.balance)
         seed = sign_seed(0, layer.index, False)
-        metric = None
-        if self.feedback != "off":
-            seen = slice(0, 128) if self.feedback == "first 128" else slice(None)
-            query = (layer.query.unflatten(0, (heads, -1))[:, :, seen] * balance[:, None]).flatten(1, 2)
-            metric = feedback.metric(_rotate(query, self.rotation, seed))
-        keys, key_bytes = self._round_trip(layer.keys / balance, self.k_bits, self.centre, self.choice, seed, metric)
+        metrics = []
+        for which in (self.feedback, self.focus):
+            seen = slice(0, 128) if which == "first 128" else slice(None)
+            source = self.calibration[layer.index] if which == "calibrated" else layer
+            query = (source.query.unflatten(0, (heads, -1))[:, :, seen] * balance[:, None]).flatten(1, 2)
+            metrics.append(None if which == "off" else feedback.metric(_rotate(query, self.rotation, seed)))
+        keys, key_bytes = self._round_trip(layer.keys / balance, self.k_bits, self.centre, self.choice, seed, *metrics)
         values = layer.values
         spread = torch.ones_like(values[:, :1])
         if self.value_balance:  # towards equal channels, half way
@@ -62,7 +70,7 @@ class Sketch:
         return Coded(keys * balance, values * spread, heads * (key_bytes + value_bytes))
 
     def _round_trip(
-        self, x: Tensor, bits: int, centre: str, choice: bool, seed: int, metric: Tensor | None = None
+        self, x: Tensor, bits: int, centre: str, choice: bool, seed: int, metric: Tensor | None = None, looked_at: Tensor | None = None
     ) -> tuple[Tensor, int]:
         """[heads, tokens, dim] and bytes of one head."""
         heads, tokens, dim = x.shape
@@ -70,28 +78,35 @@ class Sketch:
         pages = -(-tokens // self.page)
         nbytes = tokens * (dim * bits // 8 + 2) + (0 if centre == "none" else pages * (dim + 2))
         if centre == "previous":
-            parts, before = [], None
+            parts, c = [], None
             for part in y.split(self.page, dim=1):
-                c = torch.zeros_like(part[:, :1]) if before is None else before.mean(1, keepdim=True)
-                parts.append(self._code(part, _stored_centre(c), choice, bits))
-                before = parts[-1]
+                if c is None:
+                    c = torch.zeros_like(part[:, :1])
+                else:
+                    mean, share = parts[-1].mean(1, keepdim=True), self.previous_share if len(parts) > 1 else 1.0
+                    c = _stored_centre(share * mean + (1 - share) * c)
+                parts.append(self._code(part, c, choice, bits))
             return _rotate_back(torch.cat(parts, 1), self.rotation, seed), nbytes
         if centre == "none":
             c = torch.zeros_like(y[:, :1])
         elif centre == "sequence":
             c = _stored_centre(y.mean(1, keepdim=True))
         else:
-            c = torch.cat([_stored_centre(_page_centre(part, choice)).expand_as(part) for part in y.split(self.page, dim=1)], 1)
-        return _rotate_back(self._code(y, c, choice and centre != "none", bits, metric), self.rotation, seed), nbytes
+            find = _page_median if self.median else _page_centre
+            c = torch.cat([_stored_centre(find(part, choice)).expand_as(part) for part in y.split(self.page, dim=1)], 1)
+        return _rotate_back(self._code(y, c, choice and centre != "none", bits, metric, looked_at), self.rotation, seed), nbytes
 
-    def _code(self, y: Tensor, centre: Tensor, choice: bool, bits: int, metric: Tensor | None = None) -> Tensor:
+    def _code(
+        self, y: Tensor, centre: Tensor, choice: bool, bits: int, metric: Tensor | None = None, looked_at: Tensor | None = None
+    ) -> Tensor:
         reference = centre.expand_as(y)
         if choice:
             nearer = (y - centre).norm(dim=-1, keepdim=True) <= y.norm(dim=-1, keepdim=True)
             reference = torch.where(nearer, reference, 0.0)
         u = y - reference
         norm = u.norm(dim=-1, keepdim=True).clamp_min(1e-30)
-        codes = best_codes(u / norm, bits, SEARCH if self.search else torch.ones(1))
+        along = None if looked_at is None else focus.direction(looked_at)
+        codes = best_codes(u / norm, bits, SEARCH if self.search else torch.ones(1), along)
         squared = codes.square().sum(-1, keepdim=True)
         along = (codes * u).sum(-1, keepdim=True)
         stored = {
@@ -103,14 +118,17 @@ class Sketch:
         return reference + codes * stored
 
 
-def best_codes(unit: Tensor, bits: int, scales: Tensor) -> Tensor:
-    """The centroids of each coordinate, at the scale with the best cosine."""
+def best_codes(unit: Tensor, bits: int, scales: Tensor, along: Tensor | None = None) -> Tensor:
+    """The centroids of each coordinate, at the scale with the best cosine, or the least error with `along`'s part counted more."""
     centroids, boundaries = _codebook(unit.shape[-1], bits)
     centroids, boundaries = centroids.to(unit.device), boundaries.to(unit.device)
-    best, codes = torch.full_like(unit[..., :1], -2.0), torch.zeros_like(unit)
+    best, codes = torch.full_like(unit[..., :1], -torch.inf), torch.zeros_like(unit)
     for scale in scales.tolist():
         candidate = centroids[torch.bucketize(unit * scale, boundaries)]
-        cosine = (candidate * unit).sum(-1, keepdim=True) / candidate.norm(dim=-1, keepdim=True)
+        length = candidate.norm(dim=-1, keepdim=True)
+        cosine = (candidate * unit).sum(-1, keepdim=True) / length
+        if along is not None:
+            cosine = cosine - ((unit - candidate / length) @ along.mT).square() / 2
         better = cosine > best
         best, codes = torch.where(better, cosine, best), torch.where(better, candidate, codes)
     return codes
@@ -139,6 +157,10 @@ def _page_centre(part: Tensor, choice: bool) -> Tensor:
         return mean
     chosen = ((part - mean).norm(dim=-1, keepdim=True) <= part.norm(dim=-1, keepdim=True)).float()
     return (part * chosen).sum(1, keepdim=True) / chosen.sum(1, keepdim=True).clamp_min(1)
+
+
+def _page_median(part: Tensor, choice: bool) -> Tensor:
+    return part.median(1, keepdim=True).values
 
 
 def _stored_centre(c: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from fidelity.recipe import Sketch
 FRINGE = Exact(first=4, recent=28)  # the product's default
 NONE = Exact()
 FRINGES = tuple((first, recent) for first in (0, 1, 4, 16, 64, 128) for recent in (0, 4, 8, 16, 28, 60, 128))
+SPLITS = ((0, 32), (1, 31), (2, 30), (8, 24))  # of the default's 32 slots
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ _calibrated_rows("recipe 4/4 append", "ablation", lambda made: Recipe(4, 4, (1,)
 _add(f"recipe 4/4 append fringe {_label(FRINGE)}", "ablation", _both(Recipe(4, 4, calls=(1,)), FRINGE))
 _add("recipe 4/4 prefill 128, then append", "ablation", _both(Recipe(4, 4, calls=(128, 1))))
 _add("recipe 4/4 prefill in calls of 16", "ablation", _both(Recipe(4, 4, calls=(128, 16))))
-for first, recent in FRINGES:
+for first, recent in FRINGES + SPLITS:
     if (first, recent) not in ((0, 0), (FRINGE.first, FRINGE.recent)):
         _add(f"recipe 4/4 fringe {first}+{recent}", "fringe", _both(Recipe(4, 4), Exact(first, recent)))
 for name, sketch in {
@@ -143,6 +144,10 @@ for name, sketch in {
     "value centre": Sketch(value_centre=True),
     "value centre without choice": Sketch(value_centre=True, value_choice=False),
     "value balance": Sketch(value_balance=True),
+    "centre of the previous page, half its own centre": Sketch(centre="previous", previous_share=0.5),
+    "median for the centre": Sketch(median=True),
+    "focus from the first 128 tokens": Sketch(focus="first 128"),
+    "focus from the whole text": Sketch(focus="whole text"),
     "feedback from the first 128 tokens": Sketch(feedback="first 128"),
     "feedback from the whole text": Sketch(feedback="whole text"),
     "plain TurboQuant, norm-correct": Sketch(centre="none", balance="off", search=False),
@@ -155,6 +160,14 @@ _add(
     lambda context: _both(DenseBalance(matrices={x.index: matrix(x, None, 0.2) for x in context.calibration()["layers"]})),
 )  # fmt: skip
 for name, sketch in {
-    "as the product": Sketch(), "value centre": Sketch(value_centre=True), "feedback from the first 128 tokens": Sketch(feedback="first 128"),
+    "as the product": {}, "value centre": {"value_centre": True}, "feedback from the first 128 tokens": {"feedback": "first 128"},
+    "focus from the first 128 tokens": {"focus": "first 128"}, "focus from the whole text": {"focus": "whole text"},
 }.items():  # fmt: skip
-    _add(f"sketch: {name}, fringe {_label(FRINGE)}", "ablation", _both(sketch, FRINGE))
+    for bits in (4, 3, 2):
+        if bits == 4 or name == "as the product" or "focus" in name:
+            _add(f"sketch: {name}, {bits}/{bits} fringe {_label(FRINGE)}", "ablation", _both(Sketch(bits, bits, **sketch), FRINGE))
+for bits in (4, 3, 2):
+    _calibrated_rows(
+        f"sketch: focus, {bits}/{bits} fringe {_label(FRINGE)}", "ablation",
+        lambda made, bits=bits: Sketch(bits, bits, focus="calibrated", calibration=made["layers"]), FRINGE,
+    )  # fmt: skip
