@@ -65,10 +65,19 @@ def _row(cells: list[dict]) -> dict:
     return row | {name: spread([c[name] for c in cells]) for name in SPREAD}
 
 
+def rounded(value: object) -> object:
+    """Floats to six digits, wherever they are."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: rounded(x) for key, x in value.items()}
+    return [rounded(x) for x in value] if isinstance(value, list) else value
+
+
 def dumps(report: dict) -> str:
     """One cell, run and variant a line: a diff shows what changed."""
     parts = []
-    for key, value in report.items():
+    for key, value in rounded(report).items():
         if isinstance(value, list):
             rows = ",\n".join("  " + json.dumps(x) for x in value)
             parts.append(f' "{key}": [\n{rows}\n ]')
