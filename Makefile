@@ -17,7 +17,7 @@ help:
 	@echo "make asan    the C++ tests with address and undefined-behaviour checks (tsan: data races)"
 	@echo "make bench   the C++ benchmarks; results in build/bench/*.json"
 	@echo "make bench-attend  decode attention from pages beside torch's SDPA"
-	@echo "make bench-fidelity  what caches of all kinds cost a model; hours on two cores, resumable (FIDELITY_ARGS='--variants ^recipe')"
+	@echo "make bench-fidelity  what caches of all kinds cost a model; hours on two cores, minutes with FIDELITY_ARGS='--device cuda'; resumable"
 	@echo "make bench-layout  loops over the page layout, one core (needs only cmake and a compiler)"
 	@echo "make gpu-test    every test that needs a GPU (C++ and Python); needs nvcc, cmake, GoogleTest, torch, pytest"
 	@echo "make gpu-sanitize  compute-sanitizer over a part of them that meets every kernel (minutes)"

@@ -97,8 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     blocks = commands.add_parser("blocks", help="the errors of the attention blocks' outputs, with the model's own activations")
     for command in (run, blocks):
         _add_run_arguments(command)
-    paper = commands.add_parser("paper", help="the paper's own experiments: distortion, recall, needle")
-    paper.add_argument("--parts", default="distortion,recall,needle", metavar="A,B", help="(default: %(default)s)")
+    paper = commands.add_parser("paper", help="the paper's own experiments: distortion, recall, needle; and activations as the codec sees them")
+    paper.add_argument("--parts", default="distortion,recall,needle,activations", metavar="A,B", help="(default: %(default)s)")
     paper.add_argument("--lengths", default="1024,2048,4096,8192", metavar="N,N", help="of the needle's haystack (default: %(default)s)")
     paper.add_argument("--depths", default="0.1,0.5,0.9", metavar="X,X", help="of the needle (default: %(default)s)")
     paper.add_argument("--json", type=Path, required=True, metavar="FILE")

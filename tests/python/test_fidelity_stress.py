@@ -17,7 +17,8 @@ from fidelity.attention import Recorder, Study, logits  # noqa: E402
 from fidelity.cli import main  # noqa: E402
 from fidelity.metrics import compare, summary  # noqa: E402
 from fidelity.ours import Recipe  # noqa: E402
-from fidelity.reproduce import distortion, needle, recall  # noqa: E402
+from fidelity.codec import Layer  # noqa: E402
+from fidelity.reproduce import activations, distortion, needle, recall  # noqa: E402
 from fidelity.targets import TARGETS  # noqa: E402
 from fidelity.variants import variants  # noqa: E402
 
@@ -84,6 +85,18 @@ def test_the_needle_lies_at_its_depth_and_the_prompt_has_its_length():
         assert len(tokens) == 1000 and count == len(" 73915")
         assert text.endswith("lighthouseis73915")
         assert abs(text.index("73915") / len(text) - depth) < 0.2
+
+
+def test_random_activations_are_what_the_codebooks_expect_and_look_nowhere():
+    """Within five standard errors: a coordinate's fourth power has a variance of 96 at most, and there are 2 x 1,024 x 64."""
+    generator = torch.Generator().manual_seed(0)
+    query, keys, values = (torch.randn(heads, 1024, 64, generator=generator) for heads in (6, 2, 2))
+    found = activations._layer(Layer(0, query, keys, values, 64**-0.5))
+    for side in ("key", "value"):
+        assert abs(found[f"{side}_kurtosis"] - found["kurtosis_of_a_random_direction"]) < 5 * (96 / (2 * 1024 * 64)) ** 0.5
+    assert found["query_share_of_1"] < 2 / 64 and found["query_share_of_4"] < 8 / 64
+    tilted = activations._layer(Layer(0, query + 3 * torch.ones(64), keys, values, 64**-0.5))
+    assert tilted["query_share_of_1"] > 0.8
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from fidelity.reproduce import distortion, needle, recall
+from fidelity.reproduce import activations, distortion, needle, recall
 from fidelity.variants import Context, variants
 from turboquant.benchmark.models import Subject
 
@@ -25,6 +25,8 @@ def run(parts: list[str], subject: Subject, facts: dict, path: Path, lengths: li
         report["distortion"] = distortion.measure()
     if "recall" in parts:
         report["recall"] = recall.measure(subject.model.get_input_embeddings().weight.cpu())
+    if "activations" in parts:
+        report["activations"] = activations.measure(subject)
     if "needle" in parts:
         report["needle"] = []
         context = Context(subject.model.config.num_hidden_layers, 0, dict)

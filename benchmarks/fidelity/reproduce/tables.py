@@ -12,6 +12,8 @@ def full(report: dict, where: str) -> str:
         parts.append(recall(report["recall"]))
     if "needle" in report:
         parts.append(needle(report["needle"]))
+    if "activations" in report:
+        parts.append(activations(report["activations"]))
     return "\n\n".join(parts)
 
 
@@ -64,4 +66,18 @@ def needle(rows: list[dict]) -> str:
             mean = sum(r["log_likelihood"] for r in part) / max(len(part), 1)
             cells.append(f"{sum(r['found'] for r in part)} of {len(part)}, {mean:.2f}" if part else "")
         lines.append(f"| {variant} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def activations(rows: list[dict]) -> str:
+    names = {
+        "key_kurtosis": "kurtosis of what is coded, keys", "value_kurtosis": "... values",
+        "kurtosis_of_a_random_direction": "... a random direction (the codebooks' law)",
+        "query_share_of_1": "share of the queries' second moment in one direction", "query_share_of_4": "... in four",
+        "weights_of_neighbours_correlate": "correlation of neighbours' attention weights, fringe left out",
+    }  # fmt: skip
+    lines = [f"Activations as the codec sees them, {rows[0]['tokens']:,} tokens of {rows[0]['text']}:", "", "| | mean of the layers | least | most |", "|---" * 4 + "|"]
+    for key, name in names.items():
+        x = [row[key] for row in rows]
+        lines.append(f"| {name} | {sum(x) / len(x):.3f} | {min(x):.3f} | {max(x):.3f} |")
     return "\n".join(lines)
