@@ -8,7 +8,6 @@ int32 [batch, 1, 1, 2]: the first position that it shows, and whether it shows a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,26 +18,21 @@ from .static_state import StaticState
 _SLIDING = sliding_window_causal_mask_function(1)
 
 
-def turboquant_mask(
-    batch_size: int,
-    q_length: int,
-    kv_length: int,
-    q_offset: int | torch.Tensor = 0,
-    kv_offset: int | torch.Tensor = 0,
-    mask_function: Callable = causal_mask_function,
-    attention_mask: torch.Tensor | None = None,
-    **options: Any,
-) -> torch.Tensor | None:
-    """For transformers' AttentionMaskInterface. `kv_offset` of one dimension is a TurboQuantStaticLayer's mark; see get_mask_sizes."""
-    if not isinstance(kv_offset, torch.Tensor) or kv_offset.dim() == 0:
-        return sdpa_mask(batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, attention_mask, **options)
-    sliding = options.get("local_size") is not None and mask_function.__code__ is _SLIDING.__code__
-    if not (mask_function is causal_mask_function or sliding) or options.get("use_vmap"):
+def turboquant_mask(*args: Any, **options: Any) -> torch.Tensor | None:
+    """For transformers' AttentionMaskInterface; arguments as sdpa_mask. `kv_offset` of one dimension is a TurboQuantStaticLayer's
+    mark; see get_mask_sizes."""
+    length = options.get("kv_offset")
+    if not isinstance(length, torch.Tensor) or length.dim() == 0:
+        return sdpa_mask(*args, **options)
+    function = options["mask_function"]
+    sliding = options.get("local_size") is not None and function.__code__ is _SLIDING.__code__
+    if not (function is causal_mask_function or sliding) or options.get("use_vmap"):
         raise NotImplementedError(
             "TurboQuantStaticCache: after the first call, masks are causal with left padding; this model asks for more (image blocks, "
             "packed sequences): use TurboQuantCache"
         )
-    return None if attention_mask is None else _summary(attention_mask, kv_offset + q_length, kv_length)
+    mask = options.get("attention_mask")
+    return None if mask is None else _summary(mask, length + options["q_length"], options["kv_length"])
 
 
 def _summary(mask: torch.Tensor, end: torch.Tensor, max_tokens: int) -> torch.Tensor:

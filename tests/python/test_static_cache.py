@@ -5,8 +5,9 @@ import pytest
 import torch
 from static_pair import StaticPair, assert_same_bytes
 from tiny_models import FAMILIES, generate, prompt, tiny_model
-from transformers import LlamaConfig
+from transformers import LlamaConfig, masking_utils
 from turboquant import TurboQuantCache, TurboQuantStaticCache, enable
+from turboquant.static_mask import turboquant_mask
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 # Of its model, transformers 5.17's generate makes masks for each type of layer, and its forward takes one.
@@ -188,3 +189,16 @@ def test_a_mask_that_the_device_finds_wrong_is_an_error_of_the_next_call_through
             llama(ids[:, :1], past_key_values=cache)
         with pytest.raises(NotImplementedError, match=r"\[batch, positions\], not \(1, 1, 1, 4\)"):
             llama(ids[:, :1], past_key_values=cache, attention_mask=torch.ones(1, 1, 1, 4))
+
+
+def test_a_mask_that_is_more_than_causal_is_refused_after_the_first_call():
+    options = dict(batch_size=1, q_length=1, kv_length=9, q_offset=5, kv_offset=torch.tensor([5], dtype=torch.int32))
+    blocks = masking_utils.blockwise_overlay(torch.zeros(1, 9, dtype=torch.long))
+    sliding = masking_utils.sliding_window_causal_mask_function(3)
+    plain = [dict(mask_function=masking_utils.causal_mask_function), dict(mask_function=sliding, local_size=3)]
+    for more in plain:
+        assert turboquant_mask(**options, **more) is None
+        summary = turboquant_mask(**options, **more, attention_mask=torch.tensor([[False, True, True, True, True, True]]))
+        assert summary.tolist() == [[[[1, 1]]]]
+        with pytest.raises(NotImplementedError, match="image blocks, packed sequences"):
+            turboquant_mask(**options, **more | dict(mask_function=masking_utils.or_masks(more["mask_function"], blocks)))
