@@ -36,6 +36,8 @@ from transformers import PreTrainedModel  # noqa: E402
 
 import turboquant  # noqa: E402
 
+NO_TIME = "not run: the time was up"
+
 
 def measured(model: PreTrainedModel, row: rows.Row, run: Run) -> dict:
     """What fails is reported, and the others go on."""
@@ -64,7 +66,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a quarter of the repetitions")
     parser.add_argument("--config", metavar="DIR", help="the folder of another model's config.json")
     parser.add_argument("--profile", metavar="BxT", help="then profile an eager step of B sequences of T tokens")
-    parser.add_argument("--budget", type=float, default=300, metavar="SECONDS", help="start no row after this (default: %(default)s)")
+    parser.add_argument("--budget", type=float, default=300, metavar="SECONDS", help="start no row that would take longer (default: %(default)s)")
     parser.add_argument("--commit", default="unknown", help="of the sources, where there is no git")
     parser.add_argument("--json", metavar="FILE", help="where to write the result")
     args = parser.parse_args()
@@ -86,18 +88,17 @@ def main() -> int:
     result["rows"] = []
     run = Run(args.quick, result["copy_gb_s"])
     for row in rows.rows():
-        if re.search(args.rows, row.name):
-            if time.monotonic() > deadline:
-                print(f"out of time: {row.name} not run", flush=True)
-                continue
-            result["rows"].append(measured(model, row, run))
-            print(report.line(result["rows"][-1]), flush=True)
-            if args.json:  # a run that is stopped leaves what it has
-                Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+        if not re.search(args.rows, row.name):
+            continue
+        in_time = time.monotonic() + row.seconds < deadline
+        result["rows"].append(measured(model, row, run) if in_time else report.complete(row, {"failed": NO_TIME}))
+        print(report.line(result["rows"][-1]), flush=True)
+        if args.json:  # a run that is stopped leaves what it has
+            Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
     if args.profile:
         with torch.no_grad():
             print(profile.profile(model, *map(int, args.profile.split("x"))))
-    return 1 if any("failed" in row or not row.get("right", True) for row in result["rows"]) else 0
+    return 0 if all(row.get("failed", NO_TIME) == NO_TIME and row.get("right", True) for row in result["rows"]) else 1
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def measure(model: PreTrainedModel, row: Row, run: Run) -> dict:
     arms = decoders(model, row.batch, row.tokens)
     result = check(arms)
     torch.cuda.empty_cache() if model.device.type == "cuda" else None
-    times = in_turn({name: decoder.timed for name, decoder in arms.items()}, *((2, 6) if run.quick else (4, 24)))
+    times = in_turn({name: decoder.timed for name, decoder in arms.items()}, *((2, 6) if run.quick else (3, 16)))
     ms = {name: summary(values) for name, values in times.items()}
     best = min(BASELINES, key=lambda name: ms[name]["median"])
     return result | {"ms": ms, "baseline": best, "speedup": ms[best]["median"] / ms["turboquant"]["median"]}

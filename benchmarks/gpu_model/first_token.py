@@ -41,6 +41,6 @@ def measure(model: PreTrainedModel, row: Row, run: Run) -> dict:
         return lambda: timed(lambda: prefill(model, CACHES[arm](model), arm, ids), model.device)
 
     same = torch.equal(*(prefill(model, CACHES[arm](model), arm, ids) for arm in ("default", "turboquant")))
-    ms = {name: summary(values) for name, values in in_turn({arm: timing(arm) for arm in CACHES}, 0, 2 if run.quick else 5).items()}
+    ms = {name: summary(values) for name, values in in_turn({arm: timing(arm) for arm in CACHES}, 0, 2 if run.quick else 3).items()}
     best = min(("default", "flash"), key=lambda name: ms[name]["median"])
     return {"ms": ms, "baseline": best, "time_over": ms["turboquant"]["median"] / ms[best]["median"], "same_first_tokens": same}

@@ -99,8 +99,9 @@ def compare(subject: Subject, inputs: dict, plan: Plan, progress: Progress) -> C
 
 
 def _warm_up(model: PreTrainedModel, inputs: dict, arms: tuple[Arm, Arm], progress: Progress) -> None:
-    """Starts threads and loads what is loaded lazily: a few tokens where the prompt can be cut, else all of it."""
-    if _only_text(inputs):
+    """Starts threads and loads what is loaded lazily: a few tokens where the prompt can be cut, else all of it; on a GPU too, where
+    cuDNN plans anew at each length and allocations of a new size wait for the driver."""
+    if _only_text(inputs) and model.device.type != "cuda":
         inputs = {key: value[:, :WARMUP_TOKENS] for key, value in inputs.items()}
     with progress.task("warm-up"):
         for arm in arms:
