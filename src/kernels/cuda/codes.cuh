@@ -57,6 +57,41 @@ __device__ inline std::uint32_t four_key_codes(const std::uint8_t* area, int hea
   return out;
 }
 
+// Whether that holds at every e for codes of 2 and 3 bits too.
+__device__ inline bool narrow_codes_on_lines(int head_dim) {
+  return core::plane_of(head_dim, head_dim - 1).width >= 64;
+}
+
+// The same for one e and many tokens of a page, on lines in t that are worked out once. Not where codes of 2 and 3
+// bits lie in narrow planes.
+template <int kBits>
+class KeyColumn {
+ public:
+  __device__ KeyColumn(const std::uint8_t* area, int head_dim, int e) {
+    constexpr int b = kBits == 4 ? 4 : 2;
+    const int width = core::plane_of(head_dim, e).width;
+    const core::CodePosition low = core::key_position(head_dim, b, 0, e);
+    const core::CodePosition top = core::key_position(head_dim, 1, 0, e);
+    low_ = {area + low.byte, width * b / 8, low.shift};
+    top_ = {area + 16 * head_dim + top.byte, width / 8, top.shift};
+  }
+  __device__ std::uint32_t operator()(int t) const {
+    const std::uint32_t low = low_.at(t);
+    if (kBits == 4) return low;
+    return kBits == 2 ? low & 0x3333u : (low & 0x3333u) | (top_.at(t) & 0x1111u) << 2;
+  }
+
+ private:
+  struct Line {
+    const std::uint8_t* first;
+    int step, shift;
+    __device__ std::uint32_t at(int t) const {
+      return static_cast<std::uint32_t>(*reinterpret_cast<const std::uint16_t*>(first + t * step)) >> shift;
+    }
+  };
+  Line low_, top_;
+};
+
 // Coordinate e of eight tokens: nibble 4 h + n is the code of token 32 i + 8 n + 2 q + h.
 __device__ inline std::uint32_t eight_value_codes(const std::uint8_t* area, int head_dim, int bits, int i,
                                                   int q, int e) {

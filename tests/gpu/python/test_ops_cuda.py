@@ -13,6 +13,10 @@ VARIANTS = {
     "plain": dict(),
     "fringe, padding, base matrix": dict(head_dim=80, first=4, recent=8, starts=int32(3, 0, 5)),
     "3 and 2 bits, bfloat16": dict(k_bits=3, v_bits=2, dtype=torch.bfloat16, head_dim=128, first=4, recent=28),
+    "pages opened by a token": dict(history=(64, 128, 5), own=(1, 1, 1), head_dim=128),
+    "the same, 3 bits, narrow planes": dict(history=(64, 128, 63), own=(1, 1, 1), head_dim=96, k_bits=3),
+    "the same, 3 bits": dict(history=(128, 64, 0), own=(1, 1, 1), head_dim=192, k_bits=3, v_bits=3),
+    "the same, 2 bits": dict(history=(64, 192, 64), own=(1, 1, 1), head_dim=64, k_bits=2),
     "float16, many queries": dict(dtype=torch.float16, history=(200, 0, 5), own=(40, 3, 1), group=4),
 }
 

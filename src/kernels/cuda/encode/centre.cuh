@@ -74,6 +74,45 @@ __device__ inline void load_centre(const std::uint8_t* page, const PageFormat& f
   block.group.sync();
 }
 
+// Four coordinates' sums over a page's decoded keys that chose its centre. All lanes of a warp call it.
+struct KeySums {
+  float centre[4], sum[4];
+  int count;
+
+  // `codes_at`(t): the coordinates' codes of token t, of kAhead tokens at once: one after another, each would wait
+  // for memory. `scales`: those of tokens lane_id() and lane_id() + 32.
+  template <int kAhead, class CodesAt>
+  __device__ void add(int begin, const std::uint32_t (&scales)[2], const float* steps,
+                      const CodesAt& codes_at) {
+#pragma unroll 1
+    for (int from = begin / kAhead * kAhead; from < kPageTokens; from += kAhead) {
+      std::uint32_t codes[kAhead];
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) codes[i] = codes_at(from + i);
+      __syncwarp();  // all are on their way before the first is used
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        const int t = from + i;
+        const std::uint32_t scale = __shfl_sync(~0u, t < 32 ? scales[0] : scales[1], t % 32);
+        const bool counts = t >= begin && (scale & kReferenceIsZero) == 0 && scale != kNanScale;
+        count += counts ? 1 : 0;
+        const float step = __fmul_rn(float_of_half(scale), 1.0f / core::kScaleUnit);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          const float key = __fadd_rn(centre[k], __fmul_rn(step, steps[codes[i] >> (4 * k) & 15u]));
+          sum[k] = counts ? __fadd_rn(sum[k], key) : sum[k];
+        }
+      }
+    }
+  }
+};
+
+struct AnyKeyCodes {
+  const std::uint8_t* area;
+  int head_dim, bits, e;
+  __device__ std::uint32_t operator()(int t) const { return four_key_codes(area, head_dim, bits, t, e); }
+};
+
 // The mean of the previous page's decoded keys that chose its centre. That page's writes are seen. Four
 // coordinates a thread; block.sums holds what codes stand for.
 __device__ inline void previous_centre(const std::uint8_t* page, const PageFormat& format, int begin, int n,
@@ -85,26 +124,23 @@ __device__ inline void previous_centre(const std::uint8_t* page, const PageForma
   const float centre_step =
       float_of_half(*reinterpret_cast<const std::uint16_t*>(page + format.centre_step_offset()));
   const auto* row = reinterpret_cast<const std::int8_t*>(page + format.centre_offset());
-  const auto* scales = reinterpret_cast<const std::uint16_t*>(page + format.k_scales_offset());
-  for (int e = 4 * thread; e < n; e += 4 * block.group.threads) {
-    float centre[4], sum[4] = {};
-    int count = 0;
+  const auto* stored = reinterpret_cast<const std::uint16_t*>(page + format.k_scales_offset());
+  const std::uint32_t scales[2] = {stored[core::scale_index(lane_id())],
+                                   stored[core::scale_index(lane_id() + 32)]};
+  for (int first = 128 * (thread / 32); first < n; first += 4 * block.group.threads) {
+    const int own = first + 4 * lane_id(), e = own < d ? own : d - 4;
+    KeySums sums{};
+#pragma unroll
+    for (int k = 0; k < 4; ++k) sums.centre[k] = __fmul_rn(centre_step, static_cast<float>(row[e + k]));
+    if (bits == 4) sums.add<16>(begin, scales, block.sums, KeyColumn<4>(page, d, e));
+    else if (!narrow_codes_on_lines(d)) sums.add<1>(begin, scales, block.sums, AnyKeyCodes{page, d, bits, e});
+    else if (bits == 3) sums.add<16>(begin, scales, block.sums, KeyColumn<3>(page, d, e));
+    else sums.add<16>(begin, scales, block.sums, KeyColumn<2>(page, d, e));
+    if (own >= n) continue;
 #pragma unroll
     for (int k = 0; k < 4; ++k)
-      centre[k] = e < d ? __fmul_rn(centre_step, static_cast<float>(row[e + k])) : 0.0f;
-#pragma unroll 8
-    for (int t = e < d ? begin : kPageTokens; t < kPageTokens; ++t) {
-      const std::uint32_t scale = scales[core::scale_index(t)], codes = four_key_codes(page, d, bits, t, e);
-      if ((scale & kReferenceIsZero) != 0 || scale == kNanScale) continue;
-      ++count;
-      const float step = __fmul_rn(float_of_half(scale), 1.0f / core::kScaleUnit);
-#pragma unroll
-      for (int k = 0; k < 4; ++k)
-        sum[k] = __fadd_rn(sum[k], __fadd_rn(centre[k], __fmul_rn(step, block.sums[codes >> (4 * k) & 15u])));
-    }
-#pragma unroll
-    for (int k = 0; k < 4; ++k)
-      block.centre[e + k] = count > 0 ? __fdiv_rn(sum[k], static_cast<float>(count)) : 0.0f;
+      block.centre[own + k] =
+          own < d && sums.count > 0 ? __fdiv_rn(sums.sum[k], static_cast<float>(sums.count)) : 0.0f;
   }
   block.group.sync();
 }

@@ -59,10 +59,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_c
                in_stream == 0};
   ring.init();
   if (threadIdx.x <= S::kStreams) records[threadIdx.x].rows = 0;
-  if (!p.a.settled) {
-    wait_for_previous_kernel();
-    let_next_kernel_start();
-  }
+  if (!p.a.settled) wait_for_previous_kernel();
 #pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < p.a.sequences.count; i += kWarps * 32) {
     const Sequence sequence = sequence_of<S>(p, i);
@@ -127,6 +124,8 @@ __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_c
 #pragma unroll 1
     for (; ahead > 0; --ahead) ring.issue();
     make_queries<S>(p, sequence, first_row, kv_head, team, rows, signs, staged, queries);
+    // An encode that began earlier would take issue slots from the first segment's queries.
+    if (!p.a.settled) let_next_kernel_start();
     if (unit >= ring.end) break;
     running.clear();
     const int end = uniform(min(segment.end, ring.end)), pages = uniform(sequence.pages);
