@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import torch
 from transformers import PreTrainedModel
 
 import turboquant
 
-from . import fill
+from . import allocator, fill
 from .rows import Row
 from .run import Run
 from .steps import Decoder, attention, in_turn, summary
@@ -42,7 +41,7 @@ def check(arms: dict[str, Decoder]) -> dict:
 def measure(model: PreTrainedModel, row: Row, run: Run) -> dict:
     arms = decoders(model, row.batch, row.tokens)
     result = check(arms)
-    torch.cuda.empty_cache() if model.device.type == "cuda" else None
+    allocator.settle(model.device)  # of what filling took
     times = in_turn({name: decoder.timed for name, decoder in arms.items()}, *((2, 6) if run.quick else (3, 16)))
     ms = {name: summary(values) for name, values in times.items()}
     best = min(BASELINES, key=lambda name: ms[name]["median"])

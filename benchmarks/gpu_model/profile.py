@@ -6,6 +6,7 @@ from __future__ import annotations
 import cProfile
 import io
 import pstats
+import time
 
 import torch
 from torch.profiler import ProfilerActivity
@@ -55,8 +56,6 @@ def _arm(name: str, decoder: Decoder, lines: int) -> str:
 
 def _submitted(decoder: Decoder) -> float:
     """Milliseconds until the host has queued a step on an idle device."""
-    import time
-
     synchronize(decoder.model.device)
     begin = time.perf_counter()
     decoder.step()

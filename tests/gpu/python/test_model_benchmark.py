@@ -15,7 +15,7 @@ from turboquant.benchmark import longest
 
 sys.path.append(str(Path(__file__).resolve().parents[3] / "benchmarks"))
 
-from gpu_model import compiled, eager, memory, subject  # noqa: E402
+from gpu_model import eager, memory, subject  # noqa: E402
 from gpu_model import rows as table  # noqa: E402
 from gpu_model.run import Run  # noqa: E402
 
