@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
@@ -60,6 +61,12 @@ class TurboQuantStaticCache(Cache):
                 layers[i] = StaticSlidingWindowLayer(max_cache_len=max_tokens, sliding_window=layer.sliding_window)
         super().__init__(layers=layers)
         self.compressed = [layers[i] for i in full]
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple:
+        layer = self.layers[layer_idx]
+        if isinstance(layer, TurboQuantStaticLayer):
+            return layer.begin_step(self.state, key_states, value_states)
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
     def get_seq_length(self, layer_idx: int = 0) -> int | torch.Tensor:
         """On the device, whatever the layer: a sliding layer's own count is a number of the host, which a graph would not move."""

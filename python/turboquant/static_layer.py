@@ -20,8 +20,9 @@ from .vectors import balance_from, check_vectors
 class StaticStep:
     """One update of one layer: the call's own keys and values [batch, kv_heads, tokens, head_dim]."""
 
-    def __init__(self, layer: TurboQuantStaticLayer, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def __init__(self, layer: TurboQuantStaticLayer, state: StaticState, keys: torch.Tensor, values: torch.Tensor) -> None:
         self.layer = layer
+        self.state = state
         self.keys = keys
         self.values = values
         self.key_rows, self.value_rows = rows_of(keys), rows_of(values)
@@ -53,7 +54,11 @@ class StaticHalf:
 
 
 class TurboQuantStaticLayer(CacheLayerMixin):
-    """`first` and `last`: of the cache's layers of this kind, which share `state`."""
+    """`first` and `last`: of the cache's layers of this kind, which share `state`.
+
+    A decoding step reads few attributes, and what layers share (`state`) comes with the step: before each call, torch.compile
+    looks at whatever the traced code has read, and at an object that is found in several places by a function of Python.
+    """
 
     is_sliding = False
     is_compileable = True
@@ -65,6 +70,7 @@ class TurboQuantStaticLayer(CacheLayerMixin):
         super().__init__()
         self.settings = settings
         self.state = state
+        self.widths = (settings.k_bits, settings.v_bits, settings.fringe_first)
         self.index = index
         self.q_heads = q_heads
         self.readers = readers  # layers that attend to each update: itself, and those that share its KV
@@ -118,14 +124,17 @@ class TurboQuantStaticLayer(CacheLayerMixin):
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs) -> tuple[StaticHalf, StaticHalf]:
         """Stores nothing: whoever attends does."""
+        return self.begin_step(self.state, key_states, value_states)
+
+    def begin_step(self, state: StaticState, keys: torch.Tensor, values: torch.Tensor) -> tuple[StaticHalf, StaticHalf]:
         if not self.is_initialized:
-            check_vectors(self.index, key_states, value_states, None)
-            self.lazy_initialization(key_states, value_states)
-        have = (self.state.batch, self.kv_heads, self.head_dim, self.device)
-        check_vectors(self.index, key_states, value_states, have, "use a new cache")
+            check_vectors(self.index, keys, values, None)
+            self.lazy_initialization(keys, values)
+        have = (state.row_of.shape[0] - 1, *self.value_signs.shape, self.pages.device)
+        check_vectors(self.index, keys, values, have, "use a new cache")
         if self.first:
-            self.state.begin(key_states.shape[2], self.settings.fringe_recent)
-        step = StaticStep(self, key_states, value_states)
+            state.begin(keys.shape[2], self.settings.fringe_recent)
+        step = StaticStep(self, state, keys, values)
         return StaticHalf(step), StaticHalf(step)
 
     def get_seq_length(self) -> int | torch.Tensor:
@@ -150,7 +159,7 @@ class TurboQuantStaticLayer(CacheLayerMixin):
     ) -> torch.Tensor:
         """query [batch, q_heads, tokens, head_dim] -> [batch, tokens, q_heads, head_dim]; the last reader stores.
         `exact`: the call's own keys and values attended as they are."""
-        state, tokens = self.state, step.tokens
+        state, tokens = step.state, step.tokens
         if query.shape[2] != tokens:
             raise ValueError(f"{query.shape[2]} queries came with {tokens} keys of their own: their numbers must be equal")
         first_reader, last_reader = step.unread == self.readers, step.unread == 1
@@ -168,16 +177,17 @@ class TurboQuantStaticLayer(CacheLayerMixin):
                 read_later_mask(state, mask, tokens)
             out = self.attend(step, query, options, last_reader)
         if last_reader:
-            self.balance_frozen = True
+            if not self.balance_frozen:
+                self.balance_frozen = True
             if self.last:
                 state.advance(tokens)
         return out
 
     def attend(self, step: StaticStep, query: torch.Tensor, options: Any, encode: bool) -> torch.Tensor:
         batch, heads, tokens, head_dim = query.shape
-        settings, state = self.settings, self.state
+        state = step.state
         sequences = (self.pages, state.table, state.position(tokens), state.starts, self.fringe, state.recent_starts)
-        numbers = (settings.k_bits, settings.v_bits, settings.fringe_first, options.scale, options.softcap, options.window)
+        numbers = (*self.widths, options.scale, options.softcap, options.window)
         call = (rows_of(query), step.key_rows, step.value_rows, state.token_starts(tokens), *sequences)
         basis = (self.query_signs, self.value_signs, self.base, options.sinks)
         workspace = state.workspace if tokens == 1 else None
@@ -190,15 +200,15 @@ class TurboQuantStaticLayer(CacheLayerMixin):
         return out.view(batch, tokens, heads, head_dim)
 
     def encode(self, step: StaticStep) -> None:
-        settings, state = self.settings, self.state
+        state = step.state
         ops.encode(
             step.key_rows, step.value_rows, state.token_starts(step.tokens), state.table, state.position(step.tokens),
             state.starts, self.pages, self.fringe, state.recent_starts, self.key_signs, self.value_signs, self.base,
-            settings.k_bits, settings.v_bits, settings.fringe_first,
+            *self.widths,
         )  # fmt: skip
 
     def take_balance(self, step: StaticStep, query: torch.Tensor) -> None:
-        state = self.state
+        state = step.state
         balance = ops.balance(rows_of(query), step.key_rows, state.token_starts(step.tokens), state.starts)
         self._set_balance(balance)
 
