@@ -62,8 +62,8 @@ __device__ inline bool narrow_codes_on_lines(int head_dim) {
   return core::plane_of(head_dim, head_dim - 1).width >= 64;
 }
 
-// The same for one e and many tokens of a page, on lines in t that are worked out once. Not where codes of 2 and 3
-// bits lie in narrow planes.
+// The same for one e and many tokens of a page, on lines in t that are worked out once. Not where codes of 2
+// and 3 bits lie in narrow planes.
 template <int kBits>
 class KeyColumn {
  public:

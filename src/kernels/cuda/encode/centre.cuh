@@ -79,8 +79,8 @@ struct KeySums {
   float centre[4], sum[4];
   int count;
 
-  // `codes_at`(t): the coordinates' codes of token t, of kAhead tokens at once: one after another, each would wait
-  // for memory. `scales`: those of tokens lane_id() and lane_id() + 32.
+  // `codes_at`(t): the coordinates' codes of token t, of kAhead tokens at once: one after another, each would
+  // wait for memory. `scales`: those of tokens lane_id() and lane_id() + 32.
   template <int kAhead, class CodesAt>
   __device__ void add(int begin, const std::uint32_t (&scales)[2], const float* steps,
                       const CodesAt& codes_at) {
