@@ -3,7 +3,6 @@
 
 import pytest
 import torch
-import transformers
 import where
 from static_pair import StaticPair, assert_same_bytes
 from tiny_models import SOFT_ROUTING, WIDE, generate, prompt, tiny_model
@@ -29,10 +28,6 @@ def half_model(family):
     return model
 
 
-def compiled(model):
-    return torch.compile(model, mode="reduce-overhead", fullgraph=True)
-
-
 class Captured:
     """One decoding step as a CUDA graph."""
 
@@ -48,10 +43,11 @@ class Captured:
         return self.out
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma2", "gemma3", "gpt_oss", "qwen3_next"])
+# A layer that slides makes a tensor of a number of the host in each step: no graph by hand.
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "phi3"])
 def test_a_captured_step_replayed_writes_the_bytes_of_the_growing_cache(family):
     pair = StaticPair(half_model(family), max_tokens=150)
-    pair.check(60)  # longer than any window: a layer that slides does the same from here on
+    pair.check(60)
     pair.check(1)
     step = Captured(pair.model, pair.static, batch=2)
     assert pair.static.length() == 61  # capturing runs nothing
@@ -105,28 +101,34 @@ def errors(model, forward, cache, text, exact):
     return (torch.cat(logits, dim=1) - exact).norm().item()
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss"])
-def test_compiled_steps_are_cuda_graphs_that_copy_no_page_and_lose_no_more_than_eager_ones(family):
+def check_compiled(family, steps):
+    """Against a model without a cache, compiled steps lose no more than twice what eager ones do. Counters are of two caches."""
     model = half_model(family)
-    text = prompt(batch=2, tokens=140, seed=3)["input_ids"]
+    text = prompt(batch=2, tokens=60 + steps, seed=3)["input_ids"]
     with torch.no_grad():
         model.set_attn_implementation("eager")
         exact = model(text).logits[:, 60:].float()
     enable(model)
     eager = errors(model, model, TurboQuantCache(model.config), text, exact)
-    forward = compiled(model)
-    for turn in range(2):  # a second cache: the same graph, recorded again at its addresses
+    forward = torch.compile(model, mode="reduce-overhead", fullgraph=True)
+    for _ in range(2):  # the second records the same graph again, at its addresses
         cache = TurboQuantStaticCache(model.config, max_tokens=150)
         assert errors(model, forward, cache, text, exact) <= 2 * eager
-        assert cache.length() == 140
-        if turn == 0:
-            seen = counters["stats"]["unique_graphs"]
-    print(family, dict(counters["stats"]), {k: v for k, v in counters["inductor"].items() if "cudagraph" in k}, eager)
-    assert counters["stats"]["unique_graphs"] == seen
-    assert family != "llama" or seen == 1  # a layer that slides has graphs for its states
+        assert cache.length() == 60 + steps
     assert counters["inductor"]["cudagraph_skips"] == 0
     assert counters["inductor"]["cudagraph_recorded_non_static_inputs"] > 0
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_compiled_steps_are_one_cuda_graph_that_copies_no_page(family):
+    check_compiled(family, steps=80)
+    assert counters["stats"]["unique_graphs"] == 1
     assert ReinplaceCounters.get_total_missed() == 0
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gpt_oss"])
+def test_compiled_steps_beside_layers_that_slide(family):
+    check_compiled(family, steps=20)
 
 
 def test_generate_compiles_by_itself_and_writes_the_same_text():
@@ -140,14 +142,13 @@ def test_generate_compiles_by_itself_and_writes_the_same_text():
     assert counters["inductor"]["cudagraph_skips"] == 0
     assert static.length() == eager.length() == 109
     assert torch.equal(ours.sequences[:, :81], expected.sequences[:, :81])
-    print("equal tokens", (ours.sequences == expected.sequences).float().mean().item())
 
 
 def test_generate_in_chunks_compiles_the_prompt_as_well():
     model = half_model("llama")
     inputs = prompt(batch=2, tokens=100, padding=(0, 40), seed=13)
     static = TurboQuantStaticCache(model.config, max_tokens=120)
-    ours = generate(model, "turboquant", static, inputs, tokens=10, prefill_chunk_size=32)
-    growing = generate(model, "turboquant", TurboQuantCache(model.config), inputs, tokens=10, prefill_chunk_size=32)
-    assert static.length() == 109
-    print("equal tokens", (ours.sequences == growing.sequences).float().mean().item())
+    static.early_initialization(2, num_heads=2, head_dim=64, dtype=torch.bfloat16, device="cuda")
+    generate(model, "turboquant", static, inputs, tokens=10, prefill_chunk_size=48)
+    assert counters["stats"]["unique_graphs"] > 1 and static.length() == 109
+    assert static.state.starts.tolist() == [0, 40]
