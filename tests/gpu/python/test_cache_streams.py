@@ -31,6 +31,7 @@ def test_a_cache_goes_on_in_another_stream_that_waits_for_the_first(offloading):
     assert torch.equal(*texts)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_step_never_waits_for_the_device(dtype):
     pair = LayerPair(batch=3, dtype=dtype, head_dim=128)
