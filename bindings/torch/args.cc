@@ -101,6 +101,23 @@ Rows rows_of(const Argument& argument, const Dim& heads, const Sizes& sizes) {
           .head_stride = tensor.stride(1)};
 }
 
+Rows rows_of_heads(const Argument& argument, const Dim& heads, std::int64_t tokens, const Sizes& sizes) {
+  argument.shaped({{"sequences", sizes.sequences}, heads, {"tokens", tokens}, {"head_dim", sizes.head_dim}})
+      .last_dim_contiguous();
+  const Tensor& tensor = argument.tensor;
+  const std::string name = argument.name;
+  if (sizes.sequences > 1 && tokens > 1 && tensor.stride(0) != tokens * tensor.stride(2))
+    raise(invalid(name + " has strides of " + std::to_string(tensor.stride(0)) + " between sequences and " +
+                  std::to_string(tensor.stride(2)) +
+                  " between tokens, so they are not one row of tokens; pass " + name +
+                  ".transpose(1, 2).contiguous().transpose(1, 2)"));
+  static constexpr float kNone = 0;  // an empty tensor is not an absent one
+  return {.dtype = argument.real_dtype(),
+          .data = tensor.numel() > 0 ? tensor.const_data_ptr() : &kNone,
+          .token_stride = tensor.stride(tokens > 1 ? 2 : 0),
+          .head_stride = tensor.stride(1)};
+}
+
 MutableRows rows_of(const Tensor& contiguous) {
   static float none = 0;
   return {.dtype = real_dtype("output", contiguous.scalar_type()),

@@ -41,4 +41,8 @@ void set_base(const OptionalTensor& base, int& size, const float*& matrix);
 Rows rows_of(const Argument& argument, const Dim& heads, const Sizes& sizes);
 MutableRows rows_of(const Tensor& contiguous);
 
+// [sequences, heads, tokens a sequence, head_dim], as models have them: the same rows where sequences follow
+// one another at the stride of their tokens. Token i of sequence s is row s * tokens + i.
+Rows rows_of_heads(const Argument& argument, const Dim& heads, std::int64_t tokens, const Sizes& sizes);
+
 }  // namespace turboquant::ops

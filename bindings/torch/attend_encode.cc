@@ -3,12 +3,28 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <array>
+
 #include "args.h"
 #include "call.h"
 #include "workspace.h"
 
 namespace turboquant::ops {
 namespace {
+
+// Straight from torch's C shim: new_empty goes through the dispatcher, at the price of a launch.
+Tensor empty_like_rows(const Tensor& like, const std::array<std::int64_t, 4>& sizes) {
+  const std::array<std::int64_t, 4> strides = {sizes[1] * sizes[2] * sizes[3], sizes[2] * sizes[3], sizes[3],
+                                               1};
+  std::int32_t dtype = 0, type = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &type));
+  AtenTensorHandle made = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(4, sizes.data(), strides.data(), dtype, type,
+                                                  kDevice == DeviceType::kCuda ? like.get_device_index() : 0,
+                                                  &made));
+  return Tensor(made);
+}
 
 Tensor attend_encode(const Tensor& query, const Tensor& keys, const Tensor& values,
                      const Tensor& token_starts, const Tensor& pages, const Tensor& page_table,
@@ -33,16 +49,16 @@ Tensor attend_encode(const Tensor& query, const Tensor& keys, const Tensor& valu
                    {"base", base},
                    {"sinks", sinks},
                    {"workspace", workspace}});
-  Argument{"query", query}.shaped({{"tokens"}, {"q_heads"}, {"head_dim"}});
-  const std::int64_t q_heads = query.size(1);
-  Sizes sizes{.tokens = query.size(0), .head_dim = query.size(2)};
+  Argument{"query", query}.shaped({{"sequences"}, {"q_heads"}, {"tokens"}, {"head_dim"}});
+  const std::int64_t q_heads = query.size(1), tokens = query.size(2);
+  Sizes sizes{.tokens = query.size(0) * tokens, .head_dim = query.size(3)};
   EncodeArgs write;
   write.pages = pages_of(pages, page_format(sizes.head_dim, k_bits, v_bits), /*writes=*/true, sizes);
   write.sequences = sequences_of(page_table, lengths, starts, &token_starts, sizes);
   write.fringe = fringe_of(fringe, recent_starts, fringe_first, /*writes=*/true, sizes);
-  write.keys = rows_of({"keys", keys}, {"kv_heads", sizes.kv_heads}, sizes);
-  write.values =
-      rows_of(Argument{"values", values}.of(keys.scalar_type()), {"kv_heads", sizes.kv_heads}, sizes);
+  const Dim kv_heads{"kv_heads", sizes.kv_heads};
+  write.keys = rows_of_heads({"keys", keys}, kv_heads, tokens, sizes);
+  write.values = rows_of_heads(Argument{"values", values}.of(keys.scalar_type()), kv_heads, tokens, sizes);
   write.basis.key_signs = signs_of("key_signs", key_signs, sizes);
   write.basis.query_signs = signs_of("query_signs", query_signs, sizes);
   write.basis.value_signs = signs_of("value_signs", value_signs, sizes);
@@ -55,7 +71,7 @@ Tensor attend_encode(const Tensor& query, const Tensor& keys, const Tensor& valu
                   .fringe = write.fringe,
                   .sequences = write.sequences,
                   .q_heads = narrow("query.shape[1]", q_heads),
-                  .query = rows_of({"query", query}, {"q_heads"}, sizes),
+                  .query = rows_of_heads({"query", query}, {"q_heads"}, tokens, sizes),
                   .keys = write.keys,
                   .values = write.values,
                   .scale = static_cast<float>(scale),
@@ -64,8 +80,12 @@ Tensor attend_encode(const Tensor& query, const Tensor& keys, const Tensor& valu
                   .sinks = floats("sinks", sinks, {{"q_heads", q_heads}}),
                   .out = {},
                   .settled = settled};
-  Tensor out = torch::stable::new_empty(query, {sizes.tokens, q_heads, sizes.head_dim});
-  read.out = rows_of(out);
+  Tensor out = empty_like_rows(query, {sizes.sequences, tokens, q_heads, sizes.head_dim});
+  static float none = 0;
+  read.out = {.dtype = read.query.dtype,
+              .data = out.numel() > 0 ? out.mutable_data_ptr() : &none,
+              .token_stride = q_heads * sizes.head_dim,
+              .head_stride = sizes.head_dim};
   const Tensor bytes = workspace ? *workspace : new_workspace(query, read, call.context());
   set_workspace(bytes, read);
   require(turboquant::attend(read, call.context()));

@@ -67,7 +67,8 @@ def attend(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 @_fake
 def attend_encode(query: Tensor, *_: Any) -> Tensor:
-    return query.new_empty(query.shape)
+    batch, heads, tokens, head_dim = query.shape
+    return query.new_empty((batch, tokens, heads, head_dim))
 
 
 @_fake

@@ -22,14 +22,13 @@ class Step:
     which the layer stores once every reader (the layer, and those that share its KV) has attended."""
 
     __slots__ = (
-        "layer", "keys", "values", "key_rows", "value_rows", "tokens", "history", "unread", "balance", "stored", "dense",
+        "layer", "keys", "values", "tokens", "history", "unread", "balance", "stored", "dense",
     )  # fmt: skip
 
     def __init__(self, layer: TurboQuantLayer, keys: torch.Tensor, values: torch.Tensor) -> None:
         self.layer = layer
         self.keys = keys
         self.values = values
-        self.key_rows, self.value_rows = rows_of(keys), rows_of(values)  # [batch * tokens, kv_heads, head_dim]
         self.tokens = keys.shape[2]
         self.history = layer.length  # tokens before this call
         self.unread = layer.readers
@@ -39,7 +38,7 @@ class Step:
 
     def tensors(self) -> list[torch.Tensor]:
         """What it holds, each storage once."""
-        held = (self.keys, self.values, self.key_rows, self.value_rows, self.balance)
+        held = (self.keys, self.values, self.balance)
         return list({t.untyped_storage().data_ptr(): t for t in held if t is not None}.values())
 
     def materialise(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,6 +109,15 @@ class Carrier:
 
     def __repr__(self) -> str:
         return f"Carrier({('keys', 'values')[self.part]}, shape={tuple(self.shape)}, dtype={self.dtype})"
+
+
+def in_rows(heads: torch.Tensor) -> torch.Tensor:
+    """[batch, heads, tokens, head_dim] with strides as `attend_encode` takes them: itself, as models make it, or a copy."""
+    batch, _, tokens, _ = heads.shape
+    between, _, token, last = heads.stride()
+    if last == 1 and (batch == 1 or tokens == 1 or between == tokens * token):
+        return heads
+    return heads.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def rows_of(heads: torch.Tensor) -> torch.Tensor:

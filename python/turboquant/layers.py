@@ -12,7 +12,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from . import ops
 from .calibration import Calibration
-from .carrier import Carrier, Step, rows_of
+from .carrier import Carrier, Step, in_rows, rows_of
 from .masks import MaskReader
 from .pages import PagePool, PageTable
 from .vectors import balance_from, check_vectors
@@ -239,7 +239,7 @@ class TurboQuantLayer(CacheLayerMixin):
         workspace = settings.workspace(head_dim, self.kv_heads, heads, batch, tokens, self.device)
         if step.unread > 1 or not self.balance_frozen:
             out, _ = ops.attend(
-                rows_of(query), step.key_rows, step.value_rows, token_starts, pages.pool.data, pages.table, lengths,
+                rows_of(query), rows_of(step.keys), rows_of(step.values), token_starts, pages.pool.data, pages.table, lengths,
                 self.starts_tensor, self.fringe, self.recent_starts, self.query_signs, self.value_signs, self.base, sinks,
                 settings.k_bits, settings.v_bits, settings.fringe_first, scale, softcap, window, False, workspace,
             )  # fmt: skip
@@ -247,7 +247,7 @@ class TurboQuantLayer(CacheLayerMixin):
         pages.prepare(tokens)
         try:
             out = ops.attend_encode(
-                rows_of(query), step.key_rows, step.value_rows, token_starts, pages.pool.data, pages.table, lengths,
+                in_rows(query), in_rows(step.keys), in_rows(step.values), token_starts, pages.pool.data, pages.table, lengths,
                 self.starts_tensor, self.fringe, self.recent_starts, self.key_signs, self.query_signs, self.value_signs,
                 self.base, sinks, settings.k_bits, settings.v_bits, settings.fringe_first, scale, softcap, window, False,
                 workspace,
@@ -257,13 +257,13 @@ class TurboQuantLayer(CacheLayerMixin):
             raise
         pages.advance(tokens)
         self._stored(step)
-        return out.view(batch, tokens, heads, head_dim)
+        return out
 
     def attended(self, step: Step, query: torch.Tensor) -> None:
         """One reader has its output. The first call's queries and keys fix the balance; the last reader stores."""
         if self.settings.balance and not self.balance_frozen and step.balance is None and step.tokens:
             token_starts = self.settings.token_starts(self.batch, step.tokens, self.device)
-            step.balance = ops.balance(rows_of(query), step.key_rows, token_starts, self.starts_tensor)
+            step.balance = ops.balance(rows_of(query), rows_of(step.keys), token_starts, self.starts_tensor)
         step.unread -= 1
         if step.unread <= 0:
             self.store(step)
@@ -278,7 +278,7 @@ class TurboQuantLayer(CacheLayerMixin):
             pages.prepare(tokens)
             try:
                 ops.encode(
-                    step.key_rows, step.value_rows, settings.token_starts(self.batch, tokens, self.device), pages.table,
+                    rows_of(step.keys), rows_of(step.values), settings.token_starts(self.batch, tokens, self.device), pages.table,
                     self._lengths(), self.starts_tensor, pages.pool.data, self.fringe, self.recent_starts,
                     key_signs, self.value_signs, self.base, settings.k_bits, settings.v_bits, settings.fringe_first,
                 )  # fmt: skip

@@ -217,7 +217,10 @@ def attend_encode(
 ) -> Tensor:
     """A step of decoding in one call: `attend`'s ``out``, then `encode` of the same keys and values.
 
-    Arguments as there; ``lengths`` stays as it is. ``settled`` (CUDA) is `attend`'s.
+    ``query``, ``keys`` and ``values`` are as models have them, ``[sequences, heads, tokens, head_dim]``, so all sequences
+    bring as many tokens; where that is more than one, sequences follow one another at the stride of tokens (transposed
+    ``[sequences, tokens, heads, head_dim]``). Returns ``out`` as ``[sequences, tokens, q_heads, head_dim]``, contiguous. The other
+    arguments as there; ``lengths`` stays as it is. ``settled`` (CUDA) is `attend`'s.
     """
     return _call(
         _ops.attend_encode.default, query, keys, values, token_starts, pages, page_table, lengths, starts, fringe,

@@ -71,8 +71,8 @@ class PageTable:
         """Gives every sequence pages of its own for its next `tokens` positions. All or nothing."""
         first = self.length // PAGE_TOKENS
         last = (self.length + tokens + PAGE_TOKENS - 1) // PAGE_TOKENS
-        if self.pool.shared == 0 and all(len(row) >= last for row in self.rows):
-            return  # the usual step
+        if self.pool.shared == 0 and self.rows and len(self.rows[0]) >= last:
+            return  # the usual step; all rows are of one length
         copies = self._shared_last_pages(first) if self.length % PAGE_TOKENS else []
         missing = [last - len(row) for row in self.rows]
         if not copies and not any(missing):

@@ -10,7 +10,7 @@ import torch
 from transformers.cache_utils import CacheLayerMixin
 
 from . import ops
-from .carrier import rows_of
+from .carrier import in_rows, rows_of
 from .layers import CacheSettings, sign_seed
 from .static_mask import read_first_mask, read_later_mask
 from .static_state import StaticState, fixed
@@ -25,7 +25,6 @@ class StaticStep:
         self.state = state
         self.keys = keys
         self.values = values
-        self.key_rows, self.value_rows = rows_of(keys), rows_of(values)
         self.tokens = keys.shape[2]
         self.unread = layer.readers
 
@@ -188,28 +187,28 @@ class TurboQuantStaticLayer(CacheLayerMixin):
         state = step.state
         sequences = (self.pages, state.table, state.position(tokens), state.starts, self.fringe, state.recent_starts)
         numbers = (*self.widths, options.scale, options.softcap, options.window)
-        call = (rows_of(query), step.key_rows, step.value_rows, state.token_starts(tokens), *sequences)
+        own = (query, step.keys, step.values)
+        rest = (state.token_starts(tokens), *sequences)
         basis = (self.query_signs, self.value_signs, self.base, options.sinks)
         workspace = state.workspace if tokens == 1 else None
         # Settled: all but the call's own is of the step before, and a model has kernels in between. Sinks may be converted just now.
         settled = tokens == 1 and options.sinks is None and state.unseen()
         if encode:
-            out = ops.attend_encode(*call, self.key_signs, *basis, *numbers, settled, workspace)
-        else:
-            out, _ = ops.attend(*call, *basis, *numbers, settled, workspace)
+            return ops.attend_encode(*(in_rows(x) for x in own), *rest, self.key_signs, *basis, *numbers, settled, workspace)
+        out, _ = ops.attend(*(rows_of(x) for x in own), *rest, *basis, *numbers, settled, workspace)
         return out.view(batch, tokens, heads, head_dim)
 
     def encode(self, step: StaticStep) -> None:
         state = step.state
         ops.encode(
-            step.key_rows, step.value_rows, state.token_starts(step.tokens), state.table, state.position(step.tokens),
+            rows_of(step.keys), rows_of(step.values), state.token_starts(step.tokens), state.table, state.position(step.tokens),
             state.starts, self.pages, self.fringe, state.recent_starts, self.key_signs, self.value_signs, self.base,
             *self.widths,
         )  # fmt: skip
 
     def take_balance(self, step: StaticStep, query: torch.Tensor) -> None:
         state = step.state
-        balance = ops.balance(rows_of(query), step.key_rows, state.token_starts(step.tokens), state.starts)
+        balance = ops.balance(rows_of(query), rows_of(step.keys), state.token_starts(step.tokens), state.starts)
         self._set_balance(balance)
 
     def begin_balance(self) -> None:

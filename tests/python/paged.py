@@ -107,7 +107,14 @@ class Paged:
     def for_op(self, name: str) -> tuple:
         """The arguments of an operator, in its order."""
         schema = getattr(torch.ops.turboquant, name).default._schema
-        return tuple(self.arguments[argument.name] for argument in schema.arguments)
+        arguments = self.in_heads() if name == "attend_encode" else self.arguments
+        return tuple(arguments[argument.name] for argument in schema.arguments)
+
+    def in_heads(self) -> dict:
+        """With the call's own tokens [sequences, heads, tokens, head_dim]; every sequence brings as many."""
+        assert len(set(self.own)) == 1, self.own
+        rows = {name: self.arguments[name] for name in ("query", "keys", "values")}
+        return self.arguments | {name: x.unflatten(0, (-1, self.own[0])).transpose(1, 2) for name, x in rows.items() if x.dim() == 3}
 
     def encode(self) -> None:
         ops.encode(*self.for_op("encode"))
@@ -119,7 +126,8 @@ class Paged:
         return ops.attend(*self.for_op("attend"))
 
     def attend_encode(self) -> Tensor:
-        return ops.attend_encode(*self.for_op("attend_encode"))
+        """[tokens, q_heads, head_dim], as attend's."""
+        return ops.attend_encode(*self.for_op("attend_encode")).flatten(0, 1)
 
     def balance(self) -> Tensor:
         # Its `starts` are of the call's own rows.

@@ -39,10 +39,12 @@ def test_attend_with_a_workspace_passes_opcheck():
     opcheck("attend", paged.but(workspace=torch.zeros(size, dtype=torch.uint8), settled=True).for_op("attend"))
 
 
-def test_attend_encode_passes_opcheck(paged):
-    if paged.arguments["keys"] is None:
-        paged = Paged().but(sinks=torch.randn(4))
-    opcheck("attend_encode", paged.for_op("attend_encode"))
+@pytest.mark.parametrize(
+    "variant", [dict(), dict(head_dim=48, first=4, recent=8, starts=int32(3, 0, 5)), dict(k_bits=3, v_bits=2, dtype=torch.bfloat16)]
+)
+@pytest.mark.parametrize("own", [(1, 1, 1), (3, 3, 3)])
+def test_attend_encode_passes_opcheck(variant, own):
+    opcheck("attend_encode", Paged(own=own, **variant).but(sinks=torch.randn(4)).for_op("attend_encode"))
 
 
 def test_encode_passes_opcheck(paged):

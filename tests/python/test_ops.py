@@ -94,8 +94,9 @@ def test_attend_without_keys_sees_the_pages_alone():
 
 
 @pytest.mark.parametrize("variant", [{}, {"first": 4, "recent": 8, "starts": int32(3, 0, 5), "dtype": torch.bfloat16}])
-def test_attend_encode_is_attend_and_then_encode_bit_for_bit(variant):
-    apart, together = Paged(**variant), Paged(**variant)
+@pytest.mark.parametrize("own", [(1, 1, 1), (4, 4, 4), (70, 70, 70)])
+def test_attend_encode_is_attend_and_then_encode_bit_for_bit(variant, own):
+    apart, together = Paged(own=own, **variant), Paged(own=own, **variant)
     expected, _ = apart.attend()
     apart.encode()
     assert torch.equal(together.attend_encode(), expected)

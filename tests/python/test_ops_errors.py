@@ -14,9 +14,9 @@ from turboquant._library import check_torch
 ALL = ("attend", "encode", "decode")
 
 
-def make() -> Paged:
+def make(own=(1, 3, 2)) -> Paged:
     # Lengths 70, 0, 5; 2 pages a sequence; 2 KV heads, 4 query heads of 64; 6 tokens.
-    return Paged(history=(70, 0, 5), own=(1, 3, 2), first=4, recent=8)
+    return Paged(history=(70, 0, 5), own=own, first=4, recent=8)
 
 
 # operators, argument, the bad one made of the good one, what the message says
@@ -71,17 +71,38 @@ BAD = [
     (("decode",), "dtype", lambda n: torch.int32, r"dtype is int32; use float32, float16 or bfloat16"),
 ]  # fmt: skip
 CASES = [(op, *bad) for operators, *bad in BAD for op in operators]
-# attend_encode takes what the two take, but always the call's own keys and values.
+# attend_encode takes the call's own tokens in another shape, and the rest as the two do.
+OWN = [
+    ("query", lambda t: t[:, 0, 0], r"query has shape \[3, 64\]; pass \[sequences, q_heads, tokens, head_dim\]"),
+    ("query", lambda t: t.double(), r"query is float64; use float32, float16 or bfloat16"),
+    ("query", lambda t: t[:, :3], r"q_heads=3 is not a multiple of kv_heads=2"),
+    ("query", lambda t: t[:2], r"token_starts\[3\]=6 but the call has 4 tokens"),
+    ("query", lambda t: t.contiguous(), r"strides of 512 between sequences and 64 between tokens, .* pass query.transpose\(1, 2\).contiguous"),
+    ("keys", lambda t: t[:, :1], r"keys has shape \[3, 1, 2, 64\]; pass \[sequences=3, kv_heads=2, tokens=2, head_dim=64\]"),
+    ("keys", lambda t: t.repeat_interleave(2, -1)[..., ::2], r"keys has a last stride of 2, not 1"),
+    ("values", lambda t: t[:, :, :1], r"values has shape \[3, 2, 1, 64\]; pass \[sequences=3, "),
+    ("values", lambda t: t.half(), r"values is float16, not float32; pass values.to\(torch.float32\)"),
+]
 CASES += [
     ("attend_encode", argument, *bad)
     for operators, argument, *bad in BAD
-    if operators != ("decode",) and (operators != ("attend",) or argument not in ("keys", "values"))
+    if operators != ("decode",) and argument not in ("query", "keys", "values")
 ]
+
+
+@pytest.mark.parametrize("argument, spoil, message", OWN)
+def test_tokens_as_models_have_them_are_checked(argument, spoil, message):
+    good = make((2, 2, 2))
+    before = {name: good.arguments[name].clone() for name in ("pages", "fringe")}
+    with pytest.raises(ValueError, match=message):
+        good.but(**{argument: spoil(good.in_heads()[argument])}).attend_encode()
+    for name, tensor in before.items():
+        assert torch.equal(good.arguments[name], tensor)
 
 
 @pytest.mark.parametrize("op, argument, spoil, message", CASES, ids=[f"{c[0]}-{c[1]}-{i}" for i, c in enumerate(CASES)])
 def test_bad_arguments_are_named_before_anything_is_written(op, argument, spoil, message):
-    good = make()
+    good = make((2, 2, 2) if op == "attend_encode" else (1, 3, 2))
     bad = good.but(**{argument: spoil(good.arguments[argument])})
     before = {name: good.arguments[name].clone() for name in ("pages", "fringe")}
     with pytest.raises(ValueError, match=message):

@@ -68,7 +68,10 @@ def test_rotate_and_balance_give_the_bits_of_the_cpu(paged):
     assert torch.equal(to_cuda(paged).balance().cpu(), paged.balance())
 
 
-def test_attend_encode_is_attend_and_then_encode_bit_for_bit(paged):
+@pytest.mark.parametrize("own", [(1, 1, 1), (4, 4, 4), (70, 70, 70)])
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if "the same" not in name])
+def test_attend_encode_is_attend_and_then_encode_bit_for_bit(variant, own):
+    paged = Paged(**(VARIANTS[variant] | dict(own=own)))
     apart, together = to_cuda(paged), to_cuda(paged)
     expected, _ = apart.attend()
     apart.encode()
@@ -80,7 +83,7 @@ def test_attend_encode_is_attend_and_then_encode_bit_for_bit(paged):
 
 @pytest.mark.parametrize("name", ["rotate", "balance", "encode", "decode", "attend", "attend_encode"])
 def test_operators_pass_opcheck_on_cuda(name):
-    paged = to_cuda(Paged(first=4, recent=8))
+    paged = to_cuda(Paged(first=4, recent=8, own=(2, 2, 2)))
     if name == "rotate":
         arguments = (paged.arguments["keys"], paged.arguments["value_signs"], None, False)
     else:
