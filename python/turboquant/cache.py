@@ -80,6 +80,12 @@ class TurboQuantCache(Cache):
             )
         super().__init__(layers=layers)
 
+    def reset(self) -> None:
+        super().reset()
+        for layer in self.layers:  # transformers only zeroes a window's tokens, and would go on behind them
+            if isinstance(layer, DynamicSlidingWindowLayer):
+                layer.is_initialized = False
+
     def memory(self) -> dict[str, int]:
         """Bytes of every tensor the cache holds: of compressed layers by use, of the others as "stock"."""
         uses = ("pages", "fringe", "tables", "signs", "workspace", "pending", "host", "stock")

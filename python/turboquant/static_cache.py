@@ -8,19 +8,14 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
-from transformers.cache_utils import (
-    Cache,
-    DynamicSlidingWindowLayer,
-    LinearAttentionCacheLayerMixin,
-    StaticLayer,
-    StaticSlidingWindowLayer,
-)
+from transformers.cache_utils import Cache, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
 
 from .cache import TurboQuantCache
 from .calibration import Calibration
 from .layers import TurboQuantLayer
 from .static_layer import TurboQuantStaticLayer
 from .static_state import StaticState, fixed
+from .static_window import StaticWindowLayer
 
 
 class TurboQuantStaticCache(Cache):
@@ -28,7 +23,7 @@ class TurboQuantStaticCache(Cache):
 
     So a decoding step can be compiled (`torch.compile(model, mode="reduce-overhead", fullgraph=True)`; `generate` does by itself) or
     captured in a CUDA graph. The first call must not be; or call `early_initialization` before. The options are those of
-    `TurboQuantCache`, and the same calls give the same bytes.
+    `TurboQuantCache`, and the same calls give the same bytes (beside layers that slide: but for the order of their sums).
 
     What goes wrong inside a compiled or captured call (more tokens than fit, a mask that changes) cannot be an error there. The next
     call that goes through the host raises it: `length`, `check`, `crop`, `reset`, `memory`, a reordering.
@@ -52,13 +47,14 @@ class TurboQuantStaticCache(Cache):
         self.state = StaticState(max_tokens)
         layers = list(growing.layers)
         full = [i for i, layer in enumerate(layers) if isinstance(layer, TurboQuantLayer)]
+        self.state.others = len(full) < len(layers)
         for i, layer in enumerate(layers):
             if i in full:
                 layers[i] = TurboQuantStaticLayer(
                     self.settings, self.state, i, _q_heads(text, i), layer.readers, first=i == full[0], last=i == full[-1]
                 )
             elif isinstance(layer, DynamicSlidingWindowLayer):
-                layers[i] = StaticSlidingWindowLayer(max_cache_len=max_tokens, sliding_window=layer.sliding_window)
+                layers[i] = StaticWindowLayer(layer.sliding_window, max_tokens)
         super().__init__(layers=layers)
         self.compressed = [layers[i] for i in full]
 
@@ -67,13 +63,6 @@ class TurboQuantStaticCache(Cache):
         if isinstance(layer, TurboQuantStaticLayer):
             return layer.begin_step(self.state, key_states, value_states)
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
-
-    def get_seq_length(self, layer_idx: int = 0) -> int | torch.Tensor:
-        """On the device, whatever the layer: a sliding layer's own count is a number of the host, which a graph would not move."""
-        return self.state.lengths[0] if self.compressed and not self.state.empty else super().get_seq_length(layer_idx)
-
-    def get_query_offset(self, layer_idx: int = 0) -> int | torch.Tensor:
-        return super().get_seq_length(layer_idx)  # masks of a sliding layer count as it does
 
     def length(self) -> int:
         """Tokens of each sequence, padding included. Waits for the device; RuntimeError where a call went wrong there."""
@@ -171,7 +160,7 @@ class TurboQuantStaticCache(Cache):
                 _select_stock(layer, index, same=len(sources) == batch)
 
 
-def _select_stock(layer: StaticLayer | LinearAttentionCacheLayerMixin, index: torch.Tensor, same: bool) -> None:
+def _select_stock(layer: StaticWindowLayer | LinearAttentionCacheLayerMixin, index: torch.Tensor, same: bool) -> None:
     """In place, where the number of sequences stays: compiled functions know the addresses."""
     for holder, name, tensor in list(_held(layer)):
         if tensor.dim() == 0:

@@ -13,7 +13,7 @@ from . import ops
 from .carrier import in_rows, rows_of
 from .layers import CacheSettings, sign_seed
 from .static_mask import read_first_mask, read_later_mask
-from .static_state import StaticState, fixed
+from .static_state import StaticState, allocates, fixed
 from .vectors import balance_from, check_vectors
 
 
@@ -80,10 +80,7 @@ class TurboQuantStaticLayer(CacheLayerMixin):
     def batch(self) -> int:
         return self.state.batch
 
-    @torch._dynamo.disable(
-        reason="a TurboQuantStaticCache allocates in its first call: make that one without torch.compile, or call "
-        "cache.early_initialization(...) before"
-    )
+    @allocates
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         settings, state = self.settings, self.state
         batch, kv_heads, _, head_dim = key_states.shape

@@ -14,13 +14,14 @@ import torch
 from transformers.masking_utils import causal_mask_function, sdpa_mask, sliding_window_causal_mask_function
 
 from .static_state import StaticState
+from .static_window import window_mask
 
 _SLIDING = sliding_window_causal_mask_function(1)
 
 
 def turboquant_mask(*args: Any, **options: Any) -> torch.Tensor | None:
     """For transformers' AttentionMaskInterface; arguments as sdpa_mask. `kv_offset` of one dimension is a TurboQuantStaticLayer's
-    mark; see get_mask_sizes."""
+    mark, of two a StaticWindowLayer's; see get_mask_sizes."""
     length = options.get("kv_offset")
     if not isinstance(length, torch.Tensor) or length.dim() == 0:
         return sdpa_mask(*args, **options)
@@ -31,8 +32,10 @@ def turboquant_mask(*args: Any, **options: Any) -> torch.Tensor | None:
             "TurboQuantStaticCache: after the first call, masks are causal with left padding; this model asks for more (image blocks, "
             "packed sequences): use TurboQuantCache"
         )
-    mask = options.get("attention_mask")
-    return None if mask is None else _summary(mask, length + options["q_length"], options["kv_length"])
+    mask, tokens, keys = options.get("attention_mask"), options["q_length"], options["kv_length"]
+    if length.dim() == 2:
+        return window_mask(options["batch_size"], tokens, keys, length[0, 0], options["local_size"], mask)
+    return None if mask is None else _summary(mask, length + tokens, keys)
 
 
 def _summary(mask: torch.Tensor, end: torch.Tensor, max_tokens: int) -> torch.Tensor:

@@ -16,6 +16,12 @@ def fixed(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+allocates = torch._dynamo.disable(
+    reason="a TurboQuantStaticCache allocates in its first call: make that one without torch.compile, or call "
+    "cache.early_initialization(...) before"
+)
+
+
 class StaticState:
     """Sequences of one (padded) length, each in pages of its own, which follow one another.
 
@@ -34,6 +40,7 @@ class StaticState:
         self.known: int | None = 0  # the length, where the host knows it
         self.captured = False  # a CUDA graph may move `lengths` at any time, and has these addresses
         self.open = 0  # tokens of a call that began and has not ended
+        self.others = False  # the cache has layers of other kinds, which keep what a failed call gave them
         self.reported = False  # `length()` has raised already
 
     def allocate(self, batch: int, device: torch.device) -> None:
@@ -64,6 +71,8 @@ class StaticState:
 
     def begin(self, tokens: int, fringe_recent: int) -> None:
         """What the host can know before anything is written."""
+        if self.open and self.others:
+            raise RuntimeError(f"a call failed between layers, and those that slide or are linear hold its tokens: {REMEDY}")
         if self.open:  # the call before this one failed, and the ring of newest tokens holds some of its
             self.recent_starts.copy_(torch.maximum(self.recent_starts, self.lengths + (self.open - fringe_recent)))
         seen, needed = not self.unseen(), tokens

@@ -6,7 +6,7 @@ The backend here is aot_eager, which traces and functionalises as inductor does 
 
 import pytest
 import torch
-from static_pair import StaticPair, assert_same_bytes
+from static_pair import StaticPair
 from tiny_models import generate, prompt, tiny_model
 from torch._dynamo.utils import counters
 from transformers import CompileConfig
@@ -60,9 +60,8 @@ def test_generate_compiles_by_itself(family):
     config._compile_all_devices = True  # else on a GPU only
     expected = generate(model, "turboquant", growing, inputs, tokens=8)
     ours = generate(model, "turboquant", static, inputs, tokens=8, compile_config=config)
-    assert graphs() > 0
+    assert graphs() == 1
     assert torch.equal(ours.sequences, expected.sequences)
-    assert_same_bytes(static, growing)
 
 
 def test_chunks_drafts_and_a_compiled_prompt(llama):

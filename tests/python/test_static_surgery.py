@@ -148,7 +148,7 @@ def test_a_cache_that_compresses_nothing():
     keys = cache.layers[0].keys.clone()
     cache.reorder_cache(torch.tensor([1, 0]))
     assert torch.equal(cache.layers[0].keys, keys.flip(0)) and cache.length() == 30
-    with pytest.raises(NotImplementedError, match="StaticSlidingWindowLayer"):
+    with pytest.raises(NotImplementedError, match="StaticWindowLayer"):
         cache.crop(-1)
     cache.reset()
     assert cache.length() == 0
