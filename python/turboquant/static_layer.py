@@ -80,6 +80,10 @@ class TurboQuantStaticLayer(CacheLayerMixin):
     def batch(self) -> int:
         return self.state.batch
 
+    @property
+    def key_signs(self) -> torch.Tensor:
+        return self.all_signs[0]
+
     @allocates
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         settings, state = self.settings, self.state
@@ -95,8 +99,9 @@ class TurboQuantStaticLayer(CacheLayerMixin):
             ops.random_signs(head_dim, sign_seed(settings.seed, self.index, values)).to(device).repeat(kv_heads, 1)
             for values in (False, True)
         )
-        self.signs, self.value_signs = key_signs, fixed(value_signs)
-        self.key_signs, self.query_signs = fixed(key_signs.clone()), fixed(key_signs.clone())
+        self.signs = key_signs  # xi
+        # [3, kv_heads, head_dim], one input of a compiled step: what keys, queries and values are multiplied by.
+        self.all_signs = fixed(torch.stack([key_signs, key_signs, value_signs]))
         self.begin_balance()
         base = ops.hadamard_base(head_dim)
         self.base = None if base.shape[0] == 1 else fixed(base.to(device))
@@ -126,7 +131,7 @@ class TurboQuantStaticLayer(CacheLayerMixin):
         if not self.is_initialized:
             check_vectors(self.index, keys, values, None)
             self.lazy_initialization(keys, values)
-        have = (state.row_of.shape[0] - 1, *self.value_signs.shape, self.pages.device)
+        have = (state.row_of.shape[0] - 1, *self.all_signs.shape[1:], self.pages.device)
         check_vectors(self.index, keys, values, have, "use a new cache")
         if self.first:
             state.begin(keys.shape[2], self.settings.fringe_recent)
@@ -186,12 +191,13 @@ class TurboQuantStaticLayer(CacheLayerMixin):
         numbers = (*self.widths, options.scale, options.softcap, options.window)
         own = (query, step.keys, step.values)
         rest = (state.token_starts(tokens), *sequences)
-        basis = (self.query_signs, self.value_signs, self.base, options.sinks)
+        key_signs, query_signs, value_signs = self.all_signs.unbind()
+        basis = (query_signs, value_signs, self.base, options.sinks)
         workspace = state.workspace if tokens == 1 else None
         # Settled: all but the call's own is of the step before, and a model has kernels in between. Sinks may be converted just now.
         settled = tokens == 1 and options.sinks is None and state.unseen()
         if encode:
-            return ops.attend_encode(*(in_rows(x) for x in own), *rest, self.key_signs, *basis, *numbers, settled, workspace)
+            return ops.attend_encode(*(in_rows(x) for x in own), *rest, key_signs, *basis, *numbers, settled, workspace)
         out, _ = ops.attend(*(rows_of(x) for x in own), *rest, *basis, *numbers, settled, workspace)
         return out.view(batch, tokens, heads, head_dim)
 
@@ -199,7 +205,7 @@ class TurboQuantStaticLayer(CacheLayerMixin):
         state = step.state
         ops.encode(
             rows_of(step.keys), rows_of(step.values), state.token_starts(step.tokens), state.table, state.position(step.tokens),
-            state.starts, self.pages, self.fringe, state.recent_starts, self.key_signs, self.value_signs, self.base,
+            state.starts, self.pages, self.fringe, state.recent_starts, self.key_signs, self.all_signs[2], self.base,
             *self.widths,
         )  # fmt: skip
 
@@ -216,7 +222,7 @@ class TurboQuantStaticLayer(CacheLayerMixin):
 
     def _set_balance(self, balance: torch.Tensor) -> None:
         self.key_signs.copy_(self.signs / balance)
-        self.query_signs.copy_(self.signs * balance)
+        self.all_signs[1].copy_(self.signs * balance)
 
     # What the cache calls.
 
@@ -246,6 +252,6 @@ class TurboQuantStaticLayer(CacheLayerMixin):
         parts = {
             "pages": (self.pages,),
             "fringe": (self.fringe,),
-            "signs": (self.signs, self.value_signs, self.key_signs, self.query_signs, self.base),
+            "signs": (self.signs, self.all_signs, self.base),
         }
         return {name: sum(t.nbytes for t in tensors if t is not None) for name, tensors in parts.items()}
