@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the table of a whole model's times and bytes on a GPU in docs/transformers.md from the committed runs,
-benchmarks/results/model_gpu_*.json: tools/model_table.py
+"""Writes the tables of a whole model's times and bytes on a GPU, in docs/transformers.md and a short one in the README, from the
+committed runs, benchmarks/results/model_gpu_*.json: tools/model_table.py
 
-A run gets there by `make gpu-bench-model` and a copy of build/gpu-bench/model_gpu.json. tests/python/test_model_benchmark.py compares."""
+A run gets there by `make gpu-bench-model` and a copy of build/gpu-bench/model_gpu.json. tests/python/test_model_benchmark.py and
+test_readme.py compare."""
 
 import json
 import sys
@@ -14,8 +15,8 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 from gpu_model.report import ARMS, WORDS  # noqa: E402
 
-DOCUMENT = ROOT / "docs/transformers.md"
-BEGIN, END = "<!-- GPU runs: written by tools/model_table.py -->\n", "<!-- end of GPU runs -->\n"
+DOCUMENT, README = ROOT / "docs/transformers.md", ROOT / "README.md"
+BEGIN, END = "<!-- model runs: written by tools/model_table.py -->\n", "<!-- end of model runs -->\n"
 HEAD = ["| | transformers | ours | target | reached | |", "|---|---|---|---|---|---|"]
 
 
@@ -25,9 +26,38 @@ def reports() -> list[tuple[Path, dict]]:
     return [(path, json.loads(path.read_text())) for path in paths]
 
 
-def rendered() -> str:
-    """The document's part; empty without a run."""
+def rendered_in_full() -> str:
+    """docs/transformers.md's part; empty without a run."""
     return "\n".join(section(path, report) for path, report in reports())
+
+
+def rendered() -> str:
+    """The README's part."""
+    return "\n".join(summary(path, report) for path, report in reports())
+
+
+def summary(path: Path, report: dict) -> str:
+    """The medians alone, of what was measured with a target."""
+    met = [target["met"] for row in report["rows"] for target in row["targets"]]
+    caption = (
+        f"A model of Llama-3.1-8B's shape on an {report['device']}, bf16, 4/4 bits, default fringe; DynamicCache with the faster of torch's "
+        f"attentions, StaticCache where compiled ([the run](benchmarks/results/{path.name}); {sum(m is True for m in met)} of {len(met)} targets met, "
+        "[all of it](docs/transformers.md)):"
+    )
+    table = [f"| {' | '.join(_short(row))} |" for row in report["rows"] if row["targets"] and not row.get("failed")]
+    return "\n".join(["", caption, "", "| | transformers | ours | |", "|---|---|---|---|", *table, ""])
+
+
+def _short(row: dict) -> list[str]:
+    for unit in ("ms", "us"):
+        if times := row.get(unit):
+            theirs, ours = times[row["baseline"]]["median"], times["turboquant"]["median"]
+            return [row["name"], f"{theirs:.1f} {unit}", f"{ours:.1f} {unit}", f"{theirs / ours:.2f} x as fast"]
+    if longest := row.get("longest"):
+        theirs, ours = longest["flash"], longest["turboquant"]
+        return [row["name"], f"{theirs:,} tokens", f"{ours:,} tokens", f"{ours / theirs:.2f} x as long"]
+    theirs, ours = (row["bytes"][arm]["resident"] for arm in ("flash", "turboquant"))
+    return [f"cache after the prompt, {row['batch']} x {row['tokens']:,}", f"{theirs / 1e6:,.0f} MB", f"{ours / 1e6:,.0f} MB", f"{theirs / ours:.2f} x smaller"]
 
 
 def split(document: str) -> tuple[str, str, str]:
@@ -35,7 +65,7 @@ def split(document: str) -> tuple[str, str, str]:
     before, begin, rest = document.partition(BEGIN)
     between, end, after = rest.partition(END)
     if not (begin and end):
-        raise SystemExit("the document has lost its markers for GPU runs")
+        raise SystemExit("the document has lost its markers for model runs")
     return before + begin, between, end + after
 
 
@@ -101,5 +131,6 @@ def _target(target: dict) -> list[str]:
 
 
 if __name__ == "__main__":
-    before, _, after = split(DOCUMENT.read_text())
-    DOCUMENT.write_text(before + rendered() + after)
+    for document, part in ((DOCUMENT, rendered_in_full()), (README, rendered())):
+        before, _, after = split(document.read_text())
+        document.write_text(before + part + after)

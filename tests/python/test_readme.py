@@ -41,7 +41,7 @@ def test_the_python_blocks_run_as_they_stand(from_files, capsys):
     assert names["compressed"].compression_stats()["v_bits"] == 3
 
 
-@pytest.mark.parametrize("name", ["readme_table", "gpu_table", "fidelity_table"])
+@pytest.mark.parametrize("name", ["readme_table", "model_table", "gpu_table", "fidelity_table"])
 def test_the_tables_say_what_the_committed_runs_say(name):
     spec = importlib.util.spec_from_file_location(name, ROOT / f"tools/{name}.py")
     tool = importlib.util.module_from_spec(spec)
