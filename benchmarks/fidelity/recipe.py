@@ -19,7 +19,8 @@ from fidelity.codec import Coded, Layer
 from turboquant import ops
 from turboquant.layers import sign_seed
 
-SEARCH = torch.linspace(0.78, 1.2, 8)
+# Candidates of encode: what the largest coordinate is meant to be, over the largest centroid (src/core/tables.h).
+TOPS = {4: (0.99, 1.06, 1.14), 3: (1.0, 1.1, 1.2, 1.3, 1.4, 1.55), 2: (1.35, 1.55, 1.75, 1.95, 2.15, 2.5)}
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Sketch:
         u = y - reference
         norm = u.norm(dim=-1, keepdim=True).clamp_min(1e-30)
         along = None if looked_at is None else focus.direction(looked_at)
-        codes = best_codes(u / norm, bits, SEARCH if self.search else torch.ones(1), along)
+        codes = best_codes(u / norm, bits, self.search, along)
         squared = codes.square().sum(-1, keepdim=True)
         along = (codes * u).sum(-1, keepdim=True)
         stored = {
@@ -118,13 +119,17 @@ class Sketch:
         return reference + codes * stored
 
 
-def best_codes(unit: Tensor, bits: int, scales: Tensor, along: Tensor | None = None) -> Tensor:
-    """The centroids of each coordinate, at the scale with the best cosine, or the least error with `along`'s part counted more."""
+def best_codes(unit: Tensor, bits: int, search: bool, along: Tensor | None = None) -> Tensor:
+    """The centroids of each coordinate, at the candidate scale with the best cosine, or the least error with `along`'s part counted
+    more; without a search, of the vector as it is."""
     centroids, boundaries = _codebook(unit.shape[-1], bits)
     centroids, boundaries = centroids.to(unit.device), boundaries.to(unit.device)
+    if not search:
+        return centroids[torch.bucketize(unit, boundaries)]
+    largest = unit.abs().amax(-1, keepdim=True).clamp_min(1e-30)
     best, codes = torch.full_like(unit[..., :1], -torch.inf), torch.zeros_like(unit)
-    for scale in scales.tolist():
-        candidate = centroids[torch.bucketize(unit * scale, boundaries)]
+    for top in TOPS[bits]:
+        candidate = centroids[torch.bucketize(unit * (top * float(centroids[-1]) / largest), boundaries)]
         length = candidate.norm(dim=-1, keepdim=True)
         cosine = (candidate * unit).sum(-1, keepdim=True) / length
         if along is not None:

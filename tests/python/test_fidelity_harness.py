@@ -208,7 +208,7 @@ def test_the_papers_codec_has_its_known_error():
 @pytest.mark.parametrize("bits", [4, 3, 2])
 @pytest.mark.parametrize("balance", ["off", "first 128"])
 def test_the_sketch_of_the_recipe_loses_what_the_product_loses(bits, balance):
-    """The product's integer tables, levels of 1/64 and rounded step differ, but by less than a hundredth of the error."""
+    """The product's integer tables, levels and thresholds differ, but by less than a hundredth of the error."""
     given = layer(tokens=1024)
     product = Recipe(bits, bits, balance="off" if balance == "off" else "first 128 tokens")(given)
     sketch = Sketch(bits, bits, balance=balance)(given)

@@ -29,9 +29,9 @@ def text():
 
 @torch.no_grad()
 def plant_bad_layer(model, layer, head):
-    """Keys a hundred times as large make attention as much sharper: the same relative error now decides which token is seen."""
+    """Keys three hundred times as large make attention as much sharper: the same relative error now decides which token is seen."""
     projection = model.model.layers[layer].self_attn.k_proj
-    projection.weight[head * 32 : (head + 1) * 32] *= 100.0
+    projection.weight[head * 32 : (head + 1) * 32] *= 300.0
     return model
 
 

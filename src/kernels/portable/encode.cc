@@ -46,20 +46,24 @@ bool find_part(const EncodeArgs& a, int i, int h, std::int64_t page, Part& out) 
 
 struct Work {
   alignas(64) float y[kPageTokens * kMaxDim];  // [slot][d]
-  float norms[kPageTokens];                    // squared
+  bool is_finite[kPageTokens];
 };
+
+bool all_codable(const float* y, int d) {
+  int wrong = 0;
+  for (int e = 0; e < d; ++e) wrong |= codable(y[e]) ? 0 : 1;
+  return wrong == 0;
+}
 
 void load_rotated(const EncodeArgs& a, const Part& part, const Rows& rows, const float* signs, Work& work) {
   const int d = a.pages.format.head_dim;
-  const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(d)));
   float scratch[kMaxDim];
   for (int t = part.begin; t < part.end; ++t) {
     float* y = work.y + t * d;
     load_vector(rows, part.row + t - part.begin, part.head, d, y);
     for (int e = 0; e < d; ++e) y[e] = y[e] * signs[e];
     core::hadamard_forward(y, a.basis.base, d / a.basis.base, a.basis.base_matrix, scratch);
-    for (int e = 0; e < d; ++e) y[e] = y[e] * scale;
-    work.norms[t] = tree_squared_norm(y, d);
+    work.is_finite[t] = all_codable(y, d);
   }
 }
 
@@ -74,20 +78,22 @@ void own_centre(const Part& part, const Work& work, int d, float* c) {
     int count = 0;
     for (int t = part.begin; t < part.end; ++t) {
       const float* y = work.y + t * d;
-      if (!finite(work.norms[t])) continue;
+      if (!work.is_finite[t]) continue;
       if (round == 1) {
         subtract(y, c, d, u);
-        if (!(tree_squared_norm(u, d) <= work.norms[t])) continue;
+        if (!(tree_squared_norm(u, d) <= tree_squared_norm(y, d))) continue;
       }
       ++count;
       for (int e = 0; e < d; ++e) total[e] = total[e] + y[e];
     }
     for (int e = 0; e < d; ++e) c[e] = count > 0 ? total[e] / static_cast<float>(count) : 0.0f;
   }
+  for (int e = 0; e < d; ++e) c[e] = c[e] * one_over_root_of(d);
 }
 
-void load_centre(const std::uint8_t* page, const PageFormat& format, float* out) {
-  const float step = core::half_to_float(half_at(page + format.centre_step_offset(), 0));
+// Times `factor`.
+void load_centre(const std::uint8_t* page, const PageFormat& format, float factor, float* out) {
+  const float step = core::half_to_float(half_at(page + format.centre_step_offset(), 0)) * factor;
   const auto* row = reinterpret_cast<const std::int8_t*>(page + format.centre_offset());
   for (int e = 0; e < format.head_dim; ++e) out[e] = step * static_cast<float>(row[e]);
 }
@@ -96,7 +102,7 @@ void previous_centre(const Part& part, const Layout& layout, float* unpacked, fl
   const PageFormat& format = layout.format;
   const int d = format.head_dim;
   float centre[kMaxDim];
-  load_centre(part.previous, format, centre);
+  load_centre(part.previous, format, 1.0f, centre);
   unpack_keys(part.previous, layout, unpacked);
   int count = 0;
   for (int e = 0; e < d; ++e) c[e] = 0.0f;
@@ -140,17 +146,16 @@ void store_fringe(const EncodeArgs& a, const Part& part, const Work& work, int w
     const bool among_first =
         p - start<fringe.first, among_recent = fringe.recent> 0 && p >= end - fringe.recent;
     for (int e = 0; e < d && (among_first || among_recent); ++e) {
-      const std::uint16_t half = fringe_half(work.y[t * d + e]);
+      const std::uint16_t half = fringe_half(work.y[t * d + e] * one_over_root_of(d));
       if (among_first) rows[((p - start) * 2 + which) * d + e] = half;
       if (among_recent) rows[((fringe.first + p % fringe.recent) * 2 + which) * d + e] = half;
     }
   }
 }
 
-// Rules 1 and 4 to 6 of one token: u of norm `norm`, or a NaN token.
-void code_token(const float* u, float norm, bool is_finite, int d, const core::CodeTable& table,
-                Searched& token) {
-  if (is_finite) return search(u, norm, d, table, token);
+// Rules 4 to 6 of one token, or a NaN token.
+void code_token(const float* u, bool is_finite, int d, const core::CodeTable& table, Searched& token) {
+  if (is_finite) return search(u, d, table, token);
   token.scale = kNanScale;
   for (int e = 0; e < d; ++e) token.codes[e] = 0;
 }
@@ -171,16 +176,14 @@ void encode_keys(const EncodeArgs& a, const Part& part, const Layout& layout, Wo
     std::memset(part.page, 0, format.page_bytes());
     store_centre(centre, format, part.page);
   }
-  load_centre(part.page, format, centre);
+  load_centre(part.page, format, static_cast<float>(std::sqrt(static_cast<double>(d))), centre);
   Searched token;
   for (int t = part.begin; t < part.end; ++t) {
     const float* y = work.y + t * d;
     subtract(y, centre, d, u);
-    const float about_centre = tree_squared_norm(u, d);
-    const bool centred = about_centre <= work.norms[t];
-    const float norm = std::sqrt(centred ? about_centre : work.norms[t]);
-    const bool is_finite = finite(work.norms[t]);
-    code_token(centred ? u : y, norm, is_finite, d, core::key_table(format.k_bits), token);
+    const bool centred = tree_squared_norm(u, d) <= tree_squared_norm(y, d);
+    const bool is_finite = work.is_finite[t];
+    code_token(centred ? u : y, is_finite, d, core::key_table(format.k_bits), token);
     if (is_finite && !centred) token.scale = static_cast<std::uint16_t>(token.scale | kReferenceIsZero);
     pack_key(token.codes, layout, t, part.page);
     set_half(part.page + format.k_scales_offset(), core::scale_index(t), token.scale);
@@ -194,8 +197,7 @@ void encode_values(const EncodeArgs& a, const Part& part, const Layout& layout, 
   load_rotated(a, part, a.values, a.basis.value_signs + part.head * d, work);
   Searched token;
   for (int t = part.begin; t < part.end; ++t) {
-    code_token(work.y + t * d, std::sqrt(work.norms[t]), finite(work.norms[t]), d,
-               core::value_table(format.v_bits), token);
+    code_token(work.y + t * d, work.is_finite[t], d, core::value_table(format.v_bits), token);
     pack_value(token.codes, layout, t, part.page);
     set_half(part.page + format.v_scales_offset(), core::scale_index(t), token.scale);
   }

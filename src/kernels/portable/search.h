@@ -6,8 +6,8 @@
 #include "kernels/encode_rules.h"
 #include "kernels/portable/portable.h"
 
-// Rules 1 and 4 to 6 of kernels/encode_rules.h on one vector, over arrays that compilers vectorise: 16-bit
-// lanes for levels, centroids and magnitudes, 32-bit sums. Bound by the search: 8 scales x 7 compares a
+// Rules 3 to 6 of kernels/encode_rules.h on one vector, over arrays that compilers vectorise: 16-bit lanes
+// for levels and magnitudes, 32-bit sums. Bound by the candidates: up to 6 x 3 or 3 x 7 compares a
 // coordinate.
 namespace turboquant::kernels::TQ_ISA {
 namespace {
@@ -34,68 +34,80 @@ struct Searched {
   std::uint8_t codes[kMaxDim];
 };
 
-// kBits picks the table's size at compile time; the table its contents.
-template <int kBits>
-inline void search(const float* u, float norm, int d, const core::CodeTable& table, Searched& out) {
-  constexpr int kBoundaries = (1 << (kBits - 1)) - 1;
-  alignas(64) std::int16_t level[kMaxDim], distance[kMaxDim], magnitude[kMaxDim];
-  const float levels_per_unit =
-      static_cast<float>(core::kLevelsPerSigma * std::sqrt(static_cast<double>(d))) / norm;
-  for (int e = 0; e < d; ++e) {
-    const float scaled = std::fabs(u[e]) * levels_per_unit;
-    const float clamped =
-        scaled < static_cast<float>(core::kMaxLevel) ? scaled : static_cast<float>(core::kMaxLevel);
-    level[e] = static_cast<std::int16_t>(static_cast<std::int32_t>(clamped));
-  }
-  std::int32_t best = INT32_MAX;
-  int best_scale = 0;
-  for (int s = 0; s < core::kSearchScales; ++s) {
-    for (int e = 0; e < d; ++e) {
-      std::int16_t centroid = table.centroids[s][0];
-      for (int k = 0; k < kBoundaries; ++k) {
-        const auto step = static_cast<std::int16_t>(table.centroids[s][k + 1] - table.centroids[s][k]);
-        centroid = static_cast<std::int16_t>(
-            centroid + (level[e] >= static_cast<std::int16_t>(table.thresholds[s][k]) ? step : 0));
-      }
-      distance[e] = static_cast<std::int16_t>(2 * level[e] + 1 - centroid);
+inline float one_over_root_of(int d) {
+  return static_cast<float>(1.0 / std::sqrt(static_cast<double>(d)));
+}
+// Sets size [d] = |u| of 11 bits; their largest.
+inline float round_sizes(const float* u, int d, float* size) {
+  float lanes[16] = {};  // head_dim is a multiple of 16
+  for (int e = 0; e < d; e += 16)
+    for (int k = 0; k < 16; ++k) {
+      size[e + k] = round_to_11_bits(std::fabs(u[e + k]));
+      lanes[k] = size[e + k] > lanes[k] ? size[e + k] : lanes[k];
     }
-    std::int32_t error = 0;
-    for (int e = 0; e < d; ++e)
-      error += static_cast<std::int32_t>(distance[e]) * static_cast<std::int32_t>(distance[e]) >>
-               table.error_shift;
-    if (error < best) {
-      best = error;
-      best_scale = s;
-    }
-  }
-  for (int e = 0; e < d; ++e) {
-    std::int16_t code = 0, m = table.magnitudes[0];
-    for (int k = 0; k < kBoundaries; ++k) {
-      const bool above = level[e] >= static_cast<std::int16_t>(table.thresholds[best_scale][k]);
-      const auto step = static_cast<std::int16_t>(table.magnitudes[k + 1] - table.magnitudes[k]);
-      code = static_cast<std::int16_t>(code + (above ? 1 : 0));
-      m = static_cast<std::int16_t>(m + (above ? step : 0));
-    }
-    magnitude[e] = m;
-    out.codes[e] = static_cast<std::uint8_t>(code + (u[e] < 0.0f ? kBoundaries + 1 : 0));
-  }
-  std::int32_t norm_of_codes = 0;
-  for (int e = 0; e < d; ++e)
-    norm_of_codes += static_cast<std::int32_t>(magnitude[e]) * static_cast<std::int32_t>(magnitude[e]);
-  const float unit = core::kScaleUnit * static_cast<float>(table.half_steps);
-  out.scale = core::float_to_half_clamped(unit * norm / std::sqrt(static_cast<float>(norm_of_codes)));
+  for (int k = 1; k < 16; ++k) lanes[0] = lanes[k] > lanes[0] ? lanes[k] : lanes[0];
+  return lanes[0];
 }
 
-inline void search(const float* u, float norm, int d, const core::CodeTable& table, Searched& out) {
-  if (norm < kSmallestNorm) {
+// kBits picks the table's size at compile time; the table its contents.
+template <int kBits>
+inline void search(const float* u, const float* size, float largest, int d, const core::CodeTable& table,
+                   Searched& out) {
+  constexpr int kBoundaries = (1 << (kBits - 1)) - 1;
+  alignas(64) std::int16_t level[kMaxDim], magnitude[kMaxDim], code[kMaxDim];
+  const float levels_per_unit = round_to_11_bits(static_cast<float>(core::kMaxLevel) / largest);
+  std::int32_t sum_n = 0;
+  for (int e = 0; e < d; ++e) {
+    // Adding 2^23 leaves an integer in the low bits.
+    const std::uint32_t rounded =
+        core::bits_of_float(round_to_11_bits(size[e] * levels_per_unit) + 0x1p23f) & 0xffu;
+
+    level[e] = static_cast<std::int16_t>(rounded);
+  }
+  for (int e = 0; e < d; ++e)
+    sum_n += static_cast<std::int32_t>(level[e]) * static_cast<std::int32_t>(level[e]);
+  float best_a = 0.0f, best_b = 1.0f;
+  for (int j = 0; j < table.candidates; ++j) {
+    for (int e = 0; e < d; ++e) {
+      std::int16_t c = 0, m = table.magnitudes[0];
+      for (int k = 0; k < kBoundaries; ++k) {
+        const bool above = level[e] >= static_cast<std::int16_t>(table.thresholds[j][k]);
+        const auto step = static_cast<std::int16_t>(table.magnitudes[k + 1] - table.magnitudes[k]);
+        c = static_cast<std::int16_t>(c + (above ? 1 : 0));
+        m = static_cast<std::int16_t>(m + (above ? step : 0));
+      }
+      code[e] = c;
+      magnitude[e] = m;
+    }
+    std::int32_t sum_a = 0, sum_b = 0;
+    for (int e = 0; e < d; ++e) {
+      sum_a += static_cast<std::int32_t>(level[e]) * static_cast<std::int32_t>(magnitude[e]);
+      sum_b += static_cast<std::int32_t>(magnitude[e]) * static_cast<std::int32_t>(magnitude[e]);
+    }
+    const float a = static_cast<float>(sum_a) * static_cast<float>(sum_a), b = static_cast<float>(sum_b);
+    if (!(a * best_b > best_a * b)) continue;
+    best_a = a;
+    best_b = b;
+    for (int e = 0; e < d; ++e)
+      out.codes[e] =
+          static_cast<std::uint8_t>(code[e] + (core::bits_of_float(u[e]) >> 31 != 0 ? kBoundaries + 1 : 0));
+  }
+  out.scale = core::float_to_half_clamped(largest * one_over_root_of(d) * core::scale_unit(table) *
+                                          std::sqrt(static_cast<float>(sum_n) / best_b));
+}
+
+inline void search(const float* u, int d, const core::CodeTable& table, Searched& out) {
+  alignas(64) float size[kMaxDim];
+  const float largest = round_sizes(u, d, size);
+  if (largest < kSmallest) {
     out.scale = 0;
     for (int e = 0; e < d; ++e) out.codes[e] = 0;
   } else if (table.bits == 4) {
-    search<4>(u, norm, d, table, out);
+    search<4>(u, size, largest, d, table, out);
   } else if (table.bits == 3) {
-    search<3>(u, norm, d, table, out);
+    search<3>(u, size, largest, d, table, out);
   } else {
-    search<2>(u, norm, d, table, out);
+    search<2>(u, size, largest, d, table, out);
   }
 }
 

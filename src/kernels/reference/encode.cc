@@ -23,36 +23,55 @@ struct Vectors {
   bool is_finite[kPageTokens];
 };
 
+float root_of(int d) {
+  return static_cast<float>(std::sqrt(static_cast<double>(d)));
+}
+float one_over_root_of(int d) {
+  return static_cast<float>(1.0 / std::sqrt(static_cast<double>(d)));
+}
+
+// Rule 4: sets level [d]; m, or less than kSmallest where nothing is set.
+float find_levels(const float* u, int d, int* level) {
+  float m = 0.0f;
+  for (int e = 0; e < d; ++e) {
+    const float size = round_to_11_bits(std::fabs(u[e]));
+    m = size > m ? size : m;
+  }
+  if (m < kSmallest) return m;
+  const float levels_per_unit = round_to_11_bits(static_cast<float>(core::kMaxLevel) / m);
+  for (int e = 0; e < d; ++e)
+    level[e] = static_cast<int>(
+        std::nearbyint(round_to_11_bits(round_to_11_bits(std::fabs(u[e])) * levels_per_unit)));
+  return m;
+}
+
 // Rules 4 to 6.
-void encode_vector(const float* u, float n, int d, const CodeTable& table, Encoded& out) {
+void encode_vector(const float* u, int d, const CodeTable& table, Encoded& out) {
   out.scale = 0;
   std::memset(out.codes, 0, sizeof out.codes);
-  if (n < kSmallestNorm) return;
-  const float levels_per_unit =
-      static_cast<float>(core::kLevelsPerSigma * std::sqrt(static_cast<double>(d))) / n;
   int level[kMaxDim];
-  for (int e = 0; e < d; ++e) {
-    const float scaled = std::fabs(u[e]) * levels_per_unit;
-    level[e] = scaled < static_cast<float>(core::kMaxLevel) ? static_cast<int>(scaled) : core::kMaxLevel;
-  }
-  std::int32_t best = INT32_MAX, best_norm = 0;
-  for (int s = 0; s < core::kSearchScales; ++s) {
-    std::int32_t error = 0, norm = 0;
+  const float m = find_levels(u, d, level);
+  if (m < kSmallest) return;
+  float best_a = 0.0f, best_b = 1.0f, n = 0.0f;  // A A, B of the best; N
+  for (int j = 0; j < table.candidates; ++j) {
+    std::int32_t sum_a = 0, sum_b = 0, sum_n = 0;
     std::uint8_t index[kMaxDim];
     for (int e = 0; e < d; ++e) {
-      index[e] = static_cast<std::uint8_t>(core::index_of(table, s, level[e]));
-      error += core::search_error(table, s, level[e], index[e]);
-      norm += table.magnitudes[index[e]] * table.magnitudes[index[e]];
+      index[e] = static_cast<std::uint8_t>(core::index_of(table, j, level[e]));
+      sum_a += level[e] * table.magnitudes[index[e]];
+      sum_b += table.magnitudes[index[e]] * table.magnitudes[index[e]];
+      sum_n += level[e] * level[e];
     }
-    if (error < best) {
-      best = error;
-      best_norm = norm;
-      for (int e = 0; e < d; ++e)
-        out.codes[e] = static_cast<std::uint8_t>(index[e] | (u[e] < 0.0f ? table.magnitude_count : 0));
-    }
+    const float a = static_cast<float>(sum_a) * static_cast<float>(sum_a), b = static_cast<float>(sum_b);
+    n = static_cast<float>(sum_n);
+    if (!(a * best_b > best_a * b)) continue;
+    best_a = a;
+    best_b = b;
+    for (int e = 0; e < d; ++e)
+      out.codes[e] = static_cast<std::uint8_t>(index[e] | (std::signbit(u[e]) ? table.magnitude_count : 0));
   }
-  const float unit = core::kScaleUnit * static_cast<float>(table.half_steps);
-  out.scale = core::float_to_half_clamped(unit * n / std::sqrt(static_cast<float>(best_norm)));
+  out.scale =
+      core::float_to_half_clamped(m * one_over_root_of(d) * core::scale_unit(table) * std::sqrt(n / best_b));
 }
 
 // Rule 2: the mean of the keys in `chosen`; false if there are none.
@@ -68,14 +87,13 @@ bool mean(const Vectors& keys, int begin, int end, const bool* chosen, int d, fl
   return count > 0;
 }
 
-// Rule 3: |y - c|^2 <= |y|^2; *squared is the smaller of the two and u = y minus the reference.
-bool choose_centre(const float* y, const float* c, int d, float* u, float* squared) {
+// Rule 3: |y - c|^2 <= |y|^2; u = y minus the reference.
+bool choose_centre(const float* y, const float* c, int d, float* u) {
   float scratch[kMaxDim];
   const float about_zero = squared_norm(y, d, scratch);
   for (int e = 0; e < d; ++e) u[e] = y[e] - c[e];
   const float about_centre = squared_norm(u, d, scratch);
   const bool centred = about_centre <= about_zero;
-  *squared = centred ? about_centre : about_zero;
   if (!centred) std::memcpy(u, y, sizeof(float) * static_cast<std::size_t>(d));
   return centred;
 }
@@ -97,12 +115,20 @@ void store_centre(const float* c, const PageFormat& format, std::uint8_t* page) 
 
 void own_centre(const Vectors& keys, int begin, int end, int d, float* c) {
   bool chosen[kPageTokens];
-  float u[kMaxDim], squared;
+  float u[kMaxDim];
   for (int t = begin; t < end; ++t) chosen[t] = keys.is_finite[t];
   if (!mean(keys, begin, end, chosen, d, c)) return;
-  for (int t = begin; t < end; ++t)
-    chosen[t] = keys.is_finite[t] && choose_centre(keys.y[t], c, d, u, &squared);
+  for (int t = begin; t < end; ++t) chosen[t] = keys.is_finite[t] && choose_centre(keys.y[t], c, d, u);
   mean(keys, begin, end, chosen, d, c);
+  for (int e = 0; e < d; ++e) c[e] = c[e] * one_over_root_of(d);
+}
+
+// The stored centre next to rotated keys that are not yet over sqrt(d).
+void load_unscaled_centre(const std::uint8_t* page, const PageFormat& format, float* out) {
+  const float step =
+      core::half_to_float(half_at(page + format.centre_step_offset(), 0)) * root_of(format.head_dim);
+  const auto* row = reinterpret_cast<const std::int8_t*>(page + format.centre_offset());
+  for (int e = 0; e < format.head_dim; ++e) out[e] = step * static_cast<float>(row[e]);
 }
 
 // The mean of the decoded keys of slots [begin, 64) of a full page that chose its centre.
@@ -139,15 +165,14 @@ void store_token(const Encoded& token, bool is_key, const PageFormat& format, in
 void load_rotated(const Rows& rows, std::int64_t row, int begin, int end, int head, const float* signs,
                   const EncodeArgs& a, Vectors& out) {
   const int d = a.pages.format.head_dim;
-  const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(d)));
   float scratch[kMaxDim];
   for (int t = begin; t < end; ++t) {
     float* y = out.y[t];
     load_vector(rows, row + t - begin, head, d, y);
     for (int e = 0; e < d; ++e) y[e] = y[e] * signs[head * d + e];
     core::hadamard_forward(y, a.basis.base, d / a.basis.base, a.basis.base_matrix, scratch);
-    for (int e = 0; e < d; ++e) y[e] = y[e] * scale;
-    out.is_finite[t] = finite(squared_norm(y, d, scratch));
+    out.is_finite[t] = true;
+    for (int e = 0; e < d; ++e) out.is_finite[t] = out.is_finite[t] && codable(y[e]);
   }
 }
 
@@ -163,8 +188,8 @@ void store_fringe(const EncodeArgs& a, int i, int h, std::int64_t position, cons
     std::uint16_t* out =
         fringe.data + ((static_cast<std::int64_t>(i) * a.pages.kv_heads + h) * slots + slot) * 2 * d;
     for (int e = 0; e < d; ++e) {
-      out[e] = fringe_half(key[e]);
-      out[d + e] = fringe_half(value[e]);
+      out[e] = fringe_half(key[e] * one_over_root_of(d));
+      out[d + e] = fringe_half(value[e] * one_over_root_of(d));
     }
   };
   if (position - start_of(a.sequences, i) < fringe.first) store(position - start_of(a.sequences, i));
@@ -202,22 +227,20 @@ void encode_page(const EncodeArgs& a, int i, int h, int page_index, Vectors& key
     std::memset(page, 0, format.page_bytes());
     store_centre(centre, format, page);
   }
-  load_centre(page, format, centre);
+  load_unscaled_centre(page, format, centre);
 
   for (int t = begin; t < end; ++t) {
-    float u[kMaxDim], scratch[kMaxDim], squared;
+    float u[kMaxDim];
     Encoded token;
-    const bool centred = choose_centre(keys.y[t], centre, d, u, &squared);
+    const bool centred = choose_centre(keys.y[t], centre, d, u);
     if (keys.is_finite[t]) {
-      encode_vector(u, std::sqrt(squared), d, core::key_table(format.k_bits), token);
+      encode_vector(u, d, core::key_table(format.k_bits), token);
       if (!centred) token.scale |= kReferenceIsZero;
     } else {
       token = {kNanScale, {}};
     }
     store_token(token, true, format, t, page);
-    if (values.is_finite[t])
-      encode_vector(values.y[t], std::sqrt(squared_norm(values.y[t], d, scratch)), d,
-                    core::value_table(format.v_bits), token);
+    if (values.is_finite[t]) encode_vector(values.y[t], d, core::value_table(format.v_bits), token);
     else token = {kNanScale, {}};
     store_token(token, false, format, t, page);
     store_fringe(a, i, h, page_begin + t, keys.y[t], values.y[t]);

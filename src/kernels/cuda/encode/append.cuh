@@ -89,7 +89,7 @@ __device__ inline void store_token(const EncodeCall& call, const Token<Bytes>& t
   store(token.low, token.target.codes);
   if (token.has_top) store(token.top, token.target.codes + 16 * d);
   if (lane_id() == 0) store_scale(token.target, slot, token.scale);
-  store_fringe(token.fringe, is_key, d, y);
+  store_fringe(token.fringe, is_key, call, y);
 }
 
 template <int C>
@@ -103,8 +103,7 @@ __device__ inline void encode_token(const EncodeCall& call, const Part& part, bo
   float y[C];
   load_rotated(call, part, is_key, head, slot, block.scratch, y);
   if (is_key) prepare_centre<C>(call, part, head, plan, block);
-  const SearchTable table{block.table, bits, magnitudes_of(bits, is_key), stored_scale_unit(bits, is_key)};
-  const Coded<C> coded = is_key ? code_key(call, y, block, table) : code_value(call, y, table);
+  const Coded<C> coded = is_key ? code_key(call, y, block) : code_value(call, y);
   const FringeSlots fringe = fringe_slots(call.args, part, head, part.position(slot));
   const int low_bits = bits == 4 ? 4 : 2;
   if (is_key) {

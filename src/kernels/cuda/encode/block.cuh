@@ -28,16 +28,13 @@ struct BlockPlan {
   int row_count;  // key vectors that are kept
   int image_bytes;
 
-  __host__ __device__ int table_bytes() const { return direct ? 0 : static_cast<int>(sizeof(LevelTable)); }
   __host__ __device__ int bytes(int n) const {
-    return table_bytes() + image_bytes + n * 4 * ((direct ? 0 : row_count) + 2 + warps) + n + kPageTokens +
-           16;
+    return image_bytes + n * 4 * ((direct ? 0 : row_count) + 2 + warps) + n + kPageTokens + 16;
   }
 };
 
 struct Block {
   Group group;
-  const LevelTable* table;
   std::uint8_t* image;   // [image_bytes] code area, then 64 scales; unused where direct
   float* rows;           // [row_count][n] rotated keys; where direct, the scratch
   float* sums;           // [n]
@@ -49,12 +46,11 @@ struct Block {
 };
 
 template <int C>
-__device__ inline Block carve_block(unsigned char* shared, const BlockPlan& plan, const LevelTable* table) {
+__device__ inline Block carve_block(unsigned char* shared, const BlockPlan& plan) {
   constexpr int n = 32 * C;
   Block block;
   block.group = {32 * plan.warps, 0, 0};
-  block.table = plan.direct ? table : reinterpret_cast<const LevelTable*>(shared);
-  unsigned char* at = shared + plan.table_bytes();
+  unsigned char* at = shared;
   block.image = at;
   at += plan.image_bytes;
   block.rows = reinterpret_cast<float*>(at);
@@ -87,7 +83,7 @@ __device__ inline void zero_16(const Group& group, std::uint8_t* to, int bytes) 
     *reinterpret_cast<uint4*>(to + at) = uint4{0, 0, 0, 0};
 }
 
-// Slot `slot`'s key or value, rotated.
+// Slot `slot`'s key or value, rotated, not yet over sqrt(d).
 template <int C>
 __device__ inline void load_rotated(const EncodeCall& call, const Part& part, bool is_key, int head, int slot,
                                     float* scratch, float (&y)[C]) {
@@ -101,19 +97,18 @@ __device__ inline void load_rotated(const EncodeCall& call, const Part& part, bo
     for (int j = 0; j < C; ++j) y[j] = __fmul_rn(y[j], signs[first + j]);
   }
   hadamard(y, a.basis.base, d / a.basis.base, a.basis.base_matrix, false, scratch);
-#pragma unroll
-  for (int j = 0; j < C; ++j) y[j] = __fmul_rn(y[j], call.rotation_scale);
 }
 
 // Rule 7: a rotated key or value.
 template <int C>
-__device__ inline void store_fringe(const FringeSlots& slots, bool is_key, int d, const float (&y)[C]) {
+__device__ inline void store_fringe(const FringeSlots& slots, bool is_key, const EncodeCall& call,
+                                    const float (&y)[C]) {
   if (slots.first == nullptr && slots.recent == nullptr) return;
-  const int first = lane_id() * C;
+  const int first = lane_id() * C, d = call.args.pages.format.head_dim;
   if (first >= d) return;
 #pragma unroll
   for (int j = 0; j < C; ++j) {
-    const auto half = static_cast<std::uint16_t>(half_bits_clamped(y[j]));
+    const auto half = static_cast<std::uint16_t>(half_bits_clamped(__fmul_rn(y[j], call.rotation_scale)));
     const int at = (is_key ? 0 : d) + first + j;
     if (slots.first != nullptr) slots.first[at] = half;
     if (slots.recent != nullptr) slots.recent[at] = half;
@@ -122,8 +117,7 @@ __device__ inline void store_fringe(const FringeSlots& slots, bool is_key, int d
 template <int C>
 __device__ inline void store_fringe(const EncodeCall& call, const Part& part, bool is_key, int head, int slot,
                                     const float (&y)[C]) {
-  store_fringe(fringe_slots(call.args, part, head, part.position(slot)), is_key,
-               call.args.pages.format.head_dim, y);
+  store_fringe(fringe_slots(call.args, part, head, part.position(slot)), is_key, call, y);
 }
 
 }  // namespace turboquant::kernels::cuda

@@ -38,11 +38,10 @@ __device__ inline void own_centre(const EncodeCall& call, const Part& part, int 
 #pragma unroll
           for (int j = 0; j < C; ++j) y[j] = row[j];
         }
-        const float about_zero = tree_squared_norm(y);
-        bool chosen = is_finite(about_zero);
+        bool chosen = largest_of(y) < kLargest;
         if (round == 1) {
           subtract(y, block.centre, u);
-          chosen = tree_squared_norm(u) <= about_zero && chosen;
+          chosen = tree_squared_norm(u) <= tree_squared_norm(y) && chosen;
         }
         if (lane == 0) block.chosen[t - from] = chosen ? 1 : 0;
       }
@@ -61,13 +60,17 @@ __device__ inline void own_centre(const EncodeCall& call, const Part& part, int 
       block.centre[e] = count > 0 ? __fdiv_rn(block.sums[e], static_cast<float>(count)) : 0.0f;
     block.group.sync();
   }
+  for (int e = thread; e < n; e += threads) block.centre[e] = __fmul_rn(block.centre[e], call.rotation_scale);
+  block.group.sync();
 }
 
-// The page's stored centre.
-__device__ inline void load_centre(const std::uint8_t* page, const PageFormat& format, int n,
+// The page's stored centre, times sqrt(d) as keys are.
+__device__ inline void load_centre(const std::uint8_t* page, const EncodeCall& call, int n,
                                    const Block& block) {
+  const PageFormat& format = call.args.pages.format;
   const float step =
-      float_of_half(*reinterpret_cast<const std::uint16_t*>(page + format.centre_step_offset()));
+      __fmul_rn(float_of_half(*reinterpret_cast<const std::uint16_t*>(page + format.centre_step_offset())),
+                call.centre_scale);
   const auto* row = reinterpret_cast<const std::int8_t*>(page + format.centre_offset());
   for (int e = block.group.thread(); e < n; e += block.group.threads)
     block.centre[e] = e < format.head_dim ? __fmul_rn(step, static_cast<float>(row[e])) : 0.0f;
@@ -145,8 +148,9 @@ __device__ inline void previous_centre(const std::uint8_t* page, const PageForma
   block.group.sync();
 }
 
-// Rounds block.centre to what a page stores: block.steps and block.step, and block.centre again from those.
-__device__ inline void round_centre(int n, const Block& block) {
+// Rounds block.centre to what a page stores: block.steps and block.step, and block.centre again from those,
+// times sqrt(d).
+__device__ inline void round_centre(const EncodeCall& call, int n, const Block& block) {
   float largest = 0.0f;
   for (int e = lane_id(); e < n; e += 32) largest = fmaxf(largest, fabsf(block.centre[e]));
 #pragma unroll
@@ -158,7 +162,7 @@ __device__ inline void round_centre(int n, const Block& block) {
     const float steps = step > 0.0f ? rintf(__fdiv_rn(block.centre[e], step)) : 0.0f;
     const auto stored = static_cast<std::int8_t>(fminf(fmaxf(steps, -127.0f), 127.0f));
     block.steps[e] = stored;
-    block.centre[e] = __fmul_rn(step, static_cast<float>(stored));
+    block.centre[e] = __fmul_rn(__fmul_rn(step, call.centre_scale), static_cast<float>(stored));
   }
   if (block.group.thread() == 0) *block.step = half;
   block.group.sync();
@@ -171,7 +175,7 @@ __device__ inline void prepare_centre(const EncodeCall& call, const Part& part, 
                                       const BlockPlan& plan, const Block& block) {
   constexpr int n = 32 * C;
   const PageFormat& format = call.args.pages.format;
-  if (!part.opens) return load_centre(page_of(call.args, part, part.page, head), format, n, block);
+  if (!part.opens) return load_centre(page_of(call.args, part, part.page, head), call, n, block);
   if (part.has_own_centre()) {
     own_centre<C>(call, part, head, plan, block);
   } else if (part.has_previous) {
@@ -180,7 +184,7 @@ __device__ inline void prepare_centre(const EncodeCall& call, const Part& part, 
     for (int e = block.group.thread(); e < n; e += block.group.threads) block.centre[e] = 0.0f;
     block.group.sync();
   }
-  round_centre(n, block);
+  round_centre(call, n, block);
 }
 
 // The rounded centre into its page, and zeros after it.

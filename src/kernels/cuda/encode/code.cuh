@@ -17,27 +17,22 @@ __device__ inline Coded<C> nan_token() {
 
 // Rules 3 to 6 of a rotated key, about block.centre.
 template <int C>
-__device__ inline Coded<C> code_key(const EncodeCall& call, const float (&y)[C], const Block& block,
-                                    const SearchTable& table) {
+__device__ inline Coded<C> code_key(const EncodeCall& call, const float (&y)[C], const Block& block) {
   float u[C];
-  const float about_zero = tree_squared_norm(y);
-  if (!is_finite(about_zero)) return nan_token<C>();
+  if (!(largest_of(y) < kLargest)) return nan_token<C>();
   subtract(y, block.centre, u);
-  const float about_centre = tree_squared_norm(u);
-  const bool centred = about_centre <= about_zero;
+  const bool centred = tree_squared_norm(u) <= tree_squared_norm(y);
 #pragma unroll
   for (int j = 0; j < C; ++j) u[j] = centred ? u[j] : y[j];
-  Coded<C> token = search(u, __fsqrt_rn(centred ? about_centre : about_zero), call.args.pages.format.head_dim,
-                          call.levels_numerator, table);
+  Coded<C> token = search(u, largest_of(u), call, call.key_coder);
   if (!centred) token.scale |= kReferenceIsZero;
   return token;
 }
 
 template <int C>
-__device__ inline Coded<C> code_value(const EncodeCall& call, const float (&y)[C], const SearchTable& table) {
-  const float squared = tree_squared_norm(y);
-  if (!is_finite(squared)) return nan_token<C>();
-  return search(y, __fsqrt_rn(squared), call.args.pages.format.head_dim, call.levels_numerator, table);
+__device__ inline Coded<C> code_value(const EncodeCall& call, const float (&y)[C]) {
+  const float largest = largest_of(y);
+  return largest < kLargest ? search(y, largest, call, call.value_coder) : nan_token<C>();
 }
 
 }  // namespace turboquant::kernels::cuda

@@ -41,7 +41,10 @@ Status encode(const EncodeArgs& args, const Context& context) {
   EncodeCall call;
   call.args = args;
   call.rotation_scale = static_cast<float>(1.0 / std::sqrt(d));
-  call.levels_numerator = static_cast<float>(core::kLevelsPerSigma * std::sqrt(d));
+  call.centre_scale = static_cast<float>(std::sqrt(d));
+  const PageFormat& format = args.pages.format;
+  call.key_coder = make_coder(core::key_table(format.k_bits), key_curves(format.k_bits));
+  call.value_coder = make_coder(core::value_table(format.v_bits), value_curves(format.v_bits));
   const std::int64_t by_page = (sequences.tokens + kSlotSlack * sequences.count) / kPageTokens;
   call.slot_is_row = sequences.tokens <= by_page;
   const std::int64_t slots = std::min(sequences.tokens, by_page);

@@ -52,7 +52,6 @@ __device__ inline void encode_part(const EncodeCall& call, const Part& part, boo
   const bool resident = is_key && part.opens && part.has_own_centre() && part.tokens() <= plan.row_count;
   if (is_key) prepare_centre<C>(call, part, head, plan, block);
 
-  const SearchTable table{block.table, bits, magnitudes_of(bits, is_key), stored_scale_unit(bits, is_key)};
   float* scratch = block.scratch + warp * n;
   auto* codes = reinterpret_cast<std::uint8_t*>(scratch);
   Target target{};
@@ -67,7 +66,7 @@ __device__ inline void encode_part(const EncodeCall& call, const Part& part, boo
       } else {
         load_rotated(call, part, is_key, head, slot, scratch, y);
       }
-      token = is_key ? code_key(call, y, block, table) : code_value(call, y, table);
+      token = is_key ? code_key(call, y, block) : code_value(call, y);
       __syncwarp();
 #pragma unroll
       for (int j = 0; j < C; ++j) codes[lane * C + j] = static_cast<std::uint8_t>(token.codes[j]);
@@ -106,23 +105,14 @@ __global__ void __launch_bounds__(kDirect ? 64 : 256, kDirect&& C <= 4 ? 12 : 1)
   const int warp = static_cast<int>(threadIdx.x / 32);
   const int head = static_cast<int>(kDirect ? blockIdx.y : blockIdx.y / 2);
   const bool is_key = (kDirect ? warp : static_cast<int>(blockIdx.y % 2)) == 0;
-  const PageFormat& format = call.args.pages.format;
-  const int bits = is_key ? format.k_bits : format.v_bits;
   Part part;
   // The block of the page before also encodes keys that follow it.
   if (!find_slot(call, blockIdx.x, part) || (is_key && part.follows() && part.previous_in_call)) {
     wait_for_previous_kernel();
     return;
   }
-  const LevelTable* table = kLevelTables + level_table_index(bits, is_key);
-  Block block = carve_block<C>(shared + (kDirect && !is_key ? plan.bytes(32 * C) : 0), plan, table);
-  if constexpr (kDirect) {
-    block.group.first = 32 * warp;
-  } else {
-    copy_16(block.group, shared, reinterpret_cast<const std::uint8_t*>(table),
-            static_cast<int>(sizeof(LevelTable)));
-    block.group.sync();
-  }
+  Block block = carve_block<C>(shared + (kDirect && !is_key ? plan.bytes(32 * C) : 0), plan);
+  if constexpr (kDirect) block.group.first = 32 * warp;
   for (;;) {
     if constexpr (kDirect) {
       if (part.tokens() == 1) encode_token<C>(call, part, is_key, head, plan, block);

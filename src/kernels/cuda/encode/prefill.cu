@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// encode of many tokens at head_dim 128 from 16-bit rows: the bytes of encode/pages.cuh, 32 vectors a warp.
-// Bound by instructions and by shared memory, see docs/encode.md.
+// encode of many tokens at head_dim 128 from 16-bit rows: the bytes of encode/pages.cuh, 16 vectors a warp.
+// Bound by instructions, see docs/encode.md.
 #include <algorithm>
 
 #include "kernels/cuda/encode/entry.h"
@@ -11,6 +11,14 @@
 namespace turboquant::kernels::cuda {
 namespace {
 
+// Page and rows of a part of a task's head.
+__device__ void find_rows(const EncodeCall& call, PrefillTask& task) {
+  const EncodeArgs& a = call.args;
+  const std::int64_t first_row = task.part.row - task.part.begin;
+  task.page = page_of(a, task.part, task.part.page, task.head);
+  task.keys = static_cast<const std::uint16_t*>(a.keys.data) + row_at(a.keys, first_row, task.head);
+  task.values = static_cast<const std::uint16_t*>(a.values.data) + row_at(a.values, first_row, task.head);
+}
 // Task `at` = (slot, head), head first, by one thread.
 __device__ void make_task(const EncodeCall& call, std::int64_t at, std::int64_t count, PrefillTask& task,
                           PrefillTask& follower) {
@@ -19,64 +27,54 @@ __device__ void make_task(const EncodeCall& call, std::int64_t at, std::int64_t 
   if (!task.exists) return;
   const Part& part = task.part;
   task.head = static_cast<int>(at % a.pages.kv_heads);
-  task.page = page_of(a, part, part.page, task.head);
+  find_rows(call, task);
   task.leads = !(part.follows() && part.previous_in_call);
   task.followed =
       find_part(a.sequences, part.sequence, part.page + 1, follower.part) && follower.part.follows();
   if (!task.followed) return;
   follower.head = task.head;
-  follower.page = page_of(a, part, part.page + 1, task.head);
+  find_rows(call, follower);
   follower.followed = false;  // it is not full
 }
 
-// Every pair of warps takes each fourth of the block's tasks.
+// Every team takes each third of the block's tasks.
 template <DType kType>
 __device__ void encode_all_keys(const EncodeCall& call, PrefillShared& shared) {
-  constexpr int kPairs = kPrefillWarps / 2;
-  const Pair pair = this_pair();
-  PrefillKeys& keys = shared.keys[pair.number];
-  int at = pair.number;
-  const auto lead = [&]() -> const PrefillTask* {  // from `at` on
-    while (at < kTasks && !(shared.tasks[at].exists && shared.tasks[at].leads)) at += kPairs;
-    return at < kTasks ? shared.tasks + at : nullptr;
+  int at = this_team().number;
+  PrefillKeys& keys = shared.keys[at];
+  const auto lead = [&] {  // from `at` on
+    while (at < kTasks && !(shared.tasks[at].exists && shared.tasks[at].leads)) at += kTeams;
+    return at < kTasks ? at : kNoTask;
   };
-  PrefillTurn& turn = shared.turns[threadIdx.x / 32];
-  const PrefillTask* task = lead();
-  if (task != nullptr) fetch_keys(call, *task, pair, keys);
-  while (task != nullptr) {
-    const PrefillTask* next = shared.followers + at;
-    if (!task->followed) {
-      at += kPairs;
+  int task = lead();
+  if (task != kNoTask) fetch_keys(call, shared, task);
+  while (task != kNoTask) {
+    int next = kTasks + at;
+    if (!shared.tasks[task].followed) {
+      at += kTeams;
       next = lead();
     }
-    __syncwarp();
-    turn = {task, next};
-    __syncwarp();
-    encode_keys<kType>(call, turn, shared.table, keys);
-    task = turn.following();
+    shared.begin_turn(task, next);
+    encode_keys<kType>(call, shared, keys);
+    task = shared.next();
   }
 }
 
-// Every warp takes each eighth.
 template <DType kType>
 __device__ void encode_all_values(const EncodeCall& call, PrefillShared& shared) {
-  int at = static_cast<int>(threadIdx.x / 32);
+  int at = this_team().number;
   PrefillValues& values = shared.values[at];
-  PrefillTurn& turn = shared.turns[at];
-  const auto existing = [&]() -> const PrefillTask* {
-    while (at < kTasks && !shared.tasks[at].exists) at += kPrefillWarps;
-    return at < kTasks ? shared.tasks + at : nullptr;
+  const auto existing = [&] {
+    while (at < kTasks && !shared.tasks[at].exists) at += kTeams;
+    return at < kTasks ? at : kNoTask;
   };
-  const PrefillTask* task = existing();
-  if (task != nullptr) fetch_values(call, *task, 0, values);
-  while (task != nullptr) {
-    at += kPrefillWarps;
-    const PrefillTask* next = existing();
-    __syncwarp();
-    turn = {task, next};
-    __syncwarp();
-    encode_values<kType>(call, turn, shared.table, values);
-    task = turn.following();
+  int task = existing();
+  if (task != kNoTask) fetch_values(call, shared, task);
+  for (std::uint32_t parity = 0; task != kNoTask; parity ^= 1) {
+    at += kTeams;
+    shared.begin_turn(task, existing());
+    encode_values<kType>(call, shared, parity, values);
+    task = shared.next();
   }
 }
 
@@ -86,21 +84,17 @@ __global__ void __launch_bounds__(kPrefillThreads, 1)
     encode_prefill(const __grid_constant__ EncodeCall call, const std::int64_t slots) {
   extern __shared__ __align__(128) unsigned char bytes[];
   auto& shared = *reinterpret_cast<PrefillShared*>(bytes);
-  const PageFormat& format = call.args.pages.format;
   const std::int64_t count = slots * call.args.pages.kv_heads;
   const int thread = static_cast<int>(threadIdx.x);
-  bool waited = false;
+
+  wait_for_previous_kernel();
+
   for (std::int64_t first = blockIdx.x; first < count; first += std::int64_t{kTasks} * gridDim.x) {
-    fill_table(kLevelTables[level_table_index(format.k_bits, true)], shared.table);
-    if (!waited) wait_for_previous_kernel();
-    waited = true;
     if (thread < kTasks)
       make_task(call, first + std::int64_t{thread} * gridDim.x, count, shared.tasks[thread],
-                shared.followers[thread]);
+                shared.tasks[kTasks + thread]);
     __syncthreads();
     encode_all_keys<kType>(call, shared);
-    __syncthreads();
-    fill_table(kLevelTables[level_table_index(format.v_bits, false)], shared.table);
     __syncthreads();
     encode_all_values<kType>(call, shared);
     __syncthreads();
@@ -124,7 +118,7 @@ __global__ void __launch_bounds__(32 * kFringeWarps) encode_fringe(const __grid_
   if (slot >= a.fringe.first + a.fringe.recent || p < start || p < length || p >= end ||
       !find_part(a.sequences, i, p / kPageTokens, part))
     return;
-  float y[kLaneDim / 32];
+  float y[kPrefillDim / 32];
   const int in_page = static_cast<int>(p % kPageTokens);
   load_rotated(call, part, is_key, head, in_page, nullptr, y);
   store_fringe(call, part, is_key, head, in_page, y);
@@ -141,8 +135,9 @@ bool is_aligned(const Rows& rows) {
 
 bool prefill_serves(const EncodeArgs& args, std::int64_t slots, const DeviceLimits& limits) {
   const std::int64_t pages = slots * args.pages.kv_heads;
-  return args.pages.format.head_dim == kLaneDim && args.keys.dtype != DType::kF32 && is_aligned(args.keys) &&
-         is_aligned(args.values) && is_aligned(args.basis.key_signs) && is_aligned(args.basis.value_signs) &&
+  return args.pages.format.head_dim == kPrefillDim && args.keys.dtype != DType::kF32 &&
+         is_aligned(args.keys) && is_aligned(args.values) && is_aligned(args.basis.key_signs) &&
+         is_aligned(args.basis.value_signs) &&
          static_cast<std::size_t>(limits.shared_bytes) >= sizeof(PrefillShared) && pages >= limits.sm_count &&
          args.sequences.tokens >= 16 * slots;
 }

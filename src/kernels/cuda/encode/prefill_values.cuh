@@ -3,7 +3,7 @@
 
 #include "kernels/cuda/encode/prefill.cuh"
 
-// The values of a page by one warp: twice 32 tokens, then one transpose of nibbles.
+// The values of a page by a team: 16 tokens a warp, then a transpose of nibbles.
 namespace turboquant::kernels::cuda {
 
 // The bytes of four words, transposed: byte k of out[s] is byte s of in[k].
@@ -35,137 +35,112 @@ __device__ inline void transpose_nibbles(std::uint32_t (&words)[8]) {
   }
 }
 
-// Codes of the page's 64 tokens into its V area. Lane 16 i + 4 q + block makes the words of (i, q) of 32
-// coordinates: units 4 (4 x + q) + 0..3 of the block hold coordinates x, 8 + x, 16 + x, 24 + x.
-__device__ inline void store_value_codes(const PrefillValues& values, const Part& part, int bits,
+// Codes of the page's 64 tokens into its V area. Lane 16 i + 4 q + j of warp `block` of the team makes the
+// words of (i, q) of the coordinates 32 block + 8 j + x: units 4 (4 x + q) + j of the block.
+__device__ inline void store_value_codes(const TokenCodes& codes, const Part& part, int bits,
                                          std::uint8_t* area) {
-  const int lane = static_cast<int>(threadIdx.x & 31), i = lane >> 4, q = lane >> 2 & 3, block = lane & 3;
-  std::uint32_t out[4][8];
-  std::uint32_t valid = 0;  // nibbles of tokens that the call has
-  uint4 rows[8];
+  const int lane = this_thread() & 31, i = lane >> 4, q = lane >> 2 & 3, j = lane & 3,
+            block = this_team().warp;
+  const std::uint32_t* first = &codes[32 * i + 2 * q][4 * block + j];
+  std::uint32_t out[8];
 #pragma unroll
-  for (int m = 0; m < 8; ++m) {
-    const int t = 32 * i + 8 * (m & 3) + 2 * q + (m >> 2);
-    rows[m] = *reinterpret_cast<const uint4*>(&values.codes[t][4 * block]);
-    if (t >= part.begin && t < part.end) valid |= 15u << (4 * m);
-  }
-#pragma unroll
-  for (int m = 0; m < 8; ++m) {
-    out[0][m] = rows[m].x;
-    out[1][m] = rows[m].y;
-    out[2][m] = rows[m].z;
-    out[3][m] = rows[m].w;
-  }
-#pragma unroll
-  for (int j = 0; j < 4; ++j) transpose_nibbles(out[j]);
-  auto* words = reinterpret_cast<std::uint32_t*>(area);
-  const int unit = 128 * block + 4 * q;
-  if (bits == 4) {
-#pragma unroll
-    for (int x = 0; x < 8; ++x) {
-      auto* to = reinterpret_cast<uint4*>(words + 4 * kLaneDim * i + unit + 16 * x);
-      uint4 four{out[0][x], out[1][x], out[2][x], out[3][x]};
-      if (!part.opens && valid != ~0u) {
-        const uint4 old = *to;
-        four = {(old.x & ~valid) | (four.x & valid), (old.y & ~valid) | (four.y & valid),
-                (old.z & ~valid) | (four.z & valid), (old.w & ~valid) | (four.w & valid)};
-      }
-      *to = four;
+  for (int m = 0; m < 8; ++m)
+    out[m] = first[(8 * (m & 3) + (m >> 2)) * (sizeof(codes[0]) / sizeof(codes[0][0]))];
+  transpose_nibbles(out);
+  std::uint32_t valid = ~0u;  // nibbles of tokens that the call has
+  if (!part.opens) {
+    valid = 0;
+    for (int m = 0; m < 8; ++m) {
+      const int t = 32 * i + 8 * (m & 3) + 2 * q + (m >> 2);
+      if (t >= part.begin && t < part.end) valid |= 15u << (4 * m);
     }
+  }
+
+  const int unit = 128 * block + 4 * q + j;
+  const auto merged = [&](std::uint32_t old, std::uint32_t x, std::uint32_t mask) {
+    return (old & ~mask) | (x & mask);
+  };
+  if (bits == 4) {
+    auto* words = reinterpret_cast<std::uint32_t*>(area) + 4 * kPrefillDim * i + unit;
+    if (valid != ~0u) {
+#pragma unroll
+      for (int x = 0; x < 8; ++x) out[x] = merged(words[16 * x], out[x], valid);
+    }
+#pragma unroll
+    for (int x = 0; x < 8; ++x) words[16 * x] = out[x];
+
     return;
   }
   // 2 bits: both halves of the tokens in one word. 1 bit: 16 in half a word.
-  const auto narrow = [](std::uint32_t w, int half) { return (w & 0x33333333u) << (2 * half); };
-  const auto top = [](std::uint32_t w, int half) {
-    return (w >> 2 & 0x1111u) << (2 * half) | (w >> 18 & 0x1111u) << (2 * half + 1);
+  const auto narrow = [&](std::uint32_t w) { return (w & 0x33333333u) << (2 * i); };
+  const auto top = [&](std::uint32_t w) {
+    return (w >> 2 & 0x1111u) << (2 * i) | (w >> 18 & 0x1111u) << (2 * i + 1);
   };
-  const std::uint32_t valid2 = narrow(valid, i) | __shfl_xor_sync(~0u, narrow(valid, i), 16);
-  const std::uint32_t valid1 = top(valid, i) | __shfl_xor_sync(~0u, top(valid, i), 16);
-  auto* tops = reinterpret_cast<std::uint16_t*>(area + 16 * kLaneDim);
-  const bool merges = !part.opens && valid2 != ~0u;
+  const std::uint32_t valid2 = narrow(valid) | other_side(narrow(valid));
+  const std::uint32_t valid1 = top(valid) | other_side(top(valid));
+  auto* words = reinterpret_cast<std::uint32_t*>(area) + unit;
+  auto* tops = reinterpret_cast<std::uint16_t*>(area + 16 * kPrefillDim) + unit;
+  const bool merges = valid2 != ~0u;
 #pragma unroll
   for (int x = 0; x < 8; ++x) {
-    std::uint32_t low[4], high[4];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      low[j] = narrow(out[j][x], i);
-      low[j] |= __shfl_xor_sync(~0u, low[j], 16);
-      high[j] = top(out[j][x], i);
-      high[j] |= __shfl_xor_sync(~0u, high[j], 16);
-    }
+    std::uint32_t low = narrow(out[x]), high = top(out[x]);
+    low |= other_side(low);
+    high |= other_side(high);
     if ((x & 1) != i) continue;  // each half stores every second one
-    const int at = unit + 16 * x;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      words[at + j] = merges ? (words[at + j] & ~valid2) | (low[j] & valid2) : low[j];
-      if (bits == 3)
-        tops[at + j] =
-            static_cast<std::uint16_t>(merges ? (tops[at + j] & ~valid1) | (high[j] & valid1) : high[j]);
-    }
+    words[16 * x] = merges ? merged(words[16 * x], low, valid2) : low;
+    if (bits == 3)
+      tops[16 * x] = static_cast<std::uint16_t>(merges ? merged(tops[16 * x], high, valid1) : high);
   }
 }
 
-__device__ inline void fetch_values(const EncodeCall& call, const PrefillTask& task, int half,
-                                    PrefillValues& values) {
-  if (half == 0) prefetch_signs(call.args.basis.value_signs, task.head, values.signs);
-  prefetch_rows(call.args.values, task.part, task.head, 32 * half, values.raw);
+__device__ inline void fetch_values(const EncodeCall& call, PrefillShared& shared, int index) {
+  const PrefillTask& task = shared.tasks[index];
+  fetch(task.values, call.args.values.token_stride, call.args.basis.value_signs + task.head * kPrefillDim,
+        task.part, kWarpVectors * this_team().warp, shared.input());
 }
 
-// Not in the template below: nvcc 13.0's front end fails on a template called from one.
-__device__ inline LaneCodes search_values(const EncodeCall& call, const LaneVector& u, float norm,
-                                          const LaneTable& table) {
-  const int bits = call.args.pages.format.v_bits;
-  return lane_search<ValueOrder>(u, norm, call.levels_numerator, table, magnitudes_of(bits, false), bits);
-}
-
-// The first half of the task's values has been fetched; then the next one's is.
+// The lane's side of its value, which has been fetched, rotated.
 template <DType kType>
-__device__ inline void encode_values(const EncodeCall& call, const PrefillTurn& turn, const LaneTable& table,
+__device__ inline void load_values(const WarpInput& input, std::uint32_t* flips, SideVector& y) {
+  const int side = this_side(), row = this_thread() % kWarpVectors;
+
+#pragma unroll
+  for (int at = this_thread() & 31; at < kPrefillDim / 2; at += 32) {
+    const float2 two = reinterpret_cast<const float2*>(input.signs)[at];
+    flips[at] = __float_as_uint(two.x) >> 31 << 15 | __float_as_uint(two.y) >> 31 << 31;
+  }
+  __syncwarp();
+#pragma unroll
+  for (int piece = 0; piece < 8; ++piece) {
+    uint4 raw = input.raw.rows[row][8 * side + piece];
+    const uint4 flip = *reinterpret_cast<const uint4*>(&flips[32 * side + 4 * piece]);
+    raw = {raw.x ^ flip.x, raw.y ^ flip.y, raw.z ^ flip.z, raw.w ^ flip.w};
+    unpack_eight(kType, raw, y + 8 * piece);
+  }
+  __syncwarp();
+  side_hadamard(y);
+}
+
+// The task's values are being fetched; then the next one's are. `parity` changes from page to page.
+template <DType kType>
+__device__ inline void encode_values(const EncodeCall& call, PrefillShared& shared, std::uint32_t parity,
                                      PrefillValues& values) {
   const PageFormat& format = call.args.pages.format;
-#pragma unroll 1
-  for (int half = 0; half < 2; ++half) {
-    LaneVector y;
-    wait_for_prefetch();
-    __syncwarp();
-    if (half == 0) {
+  SideVector y;
+  wait_for_fetch();
+  load_values<kType>(shared.input(), values.flips[this_team().warp], y);
+  if (shared.next() != kNoTask) fetch_values(call, shared, shared.next());
+  const SideCodes codes = code_side<ValueOrder>(y, call.rotation_scale, call.value_coder);
+  const Team team = this_team();
+  const PrefillTask& task = shared.task();
+  store_side_scale(task.part, team.token, codes.scale, task.page + format.v_scales_offset());
+  std::uint32_t* row = values.codes[parity][team.token] + kSideWords * this_side();
 #pragma unroll
-      for (int at = static_cast<int>(threadIdx.x & 31); at < kLaneDim / 2; at += 32) {
-        const float2 two = reinterpret_cast<const float2*>(values.signs)[at];
-        values.flips[at] = __float_as_uint(two.x) >> 31 << 15 | __float_as_uint(two.y) >> 31 << 31;
-      }
-      __syncwarp();
-    }
-#pragma unroll
-    for (int piece = 0; piece < 16; ++piece) {
-      uint4 raw = values.raw.piece(piece);
-      const uint4 flip = *reinterpret_cast<const uint4*>(&values.flips[4 * piece]);
-      raw = {raw.x ^ flip.x, raw.y ^ flip.y, raw.z ^ flip.z, raw.w ^ flip.w};
-      unpack_eight(kType, raw, y + 8 * piece);
-    }
-    __syncwarp();
-    if (half == 0) fetch_values(call, *turn.current(), 1, values);
-    else if (turn.following() != nullptr) fetch_values(call, *turn.following(), 0, values);
-    lane_hadamard(y);
-#pragma unroll
-    for (int j = 0; j < kLaneDim; ++j) y[j] = __fmaf_rn(y[j], call.rotation_scale, 0.0f);  // nowhere -0
-    const float squared = lane_squared_norm([&](int j) { return y[j]; }), norm = square_root(squared);
-    LaneCodes codes = search_values(call, y, norm, table);
-    const std::uint32_t scale =
-        settle(codes, norm, is_finite(squared), stored_scale_unit(format.v_bits, false));
-    const int t = 32 * half + this_pair().token % 32;
-    store_codes(codes, values.codes[t]);
-    const PrefillTask* task = turn.current();
-    const Part& part = task->part;
-    const bool present = t >= part.begin && t < part.end;
-    if (part.opens || present)
-      reinterpret_cast<std::uint16_t*>(task->page + format.v_scales_offset())[core::scale_index(t)] =
-          static_cast<std::uint16_t>(present ? scale : 0);
-  }
-  const PrefillTask* task = turn.current();
-  __syncwarp();
-  store_value_codes(values, task->part, format.v_bits, task->page + format.v_codes_offset());
-  __syncwarp();
+  for (int w = 0; w < kSideWords; w += 4)
+    *reinterpret_cast<uint4*>(row + w) =
+        uint4{codes.words[w], codes.words[w + 1], codes.words[w + 2], codes.words[w + 3]};
+  team.group.sync();
+  store_value_codes(values.codes[parity], task.part, format.v_bits, task.page + format.v_codes_offset());
 }
 
 }  // namespace turboquant::kernels::cuda

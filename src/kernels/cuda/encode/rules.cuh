@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "core/layout.h"
+#include "kernels/cuda/encode/curve.h"
 #include "kernels/cuda/overlap.cuh"
 #include "kernels/cuda/vectors.cuh"
 #include "turboquant/attention.h"
@@ -12,15 +13,18 @@
 namespace turboquant::kernels::cuda {
 
 inline constexpr int kCentreTokens = 16;  // the constants of kernels/encode_rules.h
-inline constexpr float kSmallestNorm = 1e-30f;
+inline constexpr float kSmallest = 1e-30f, kLargest = 0x1p127f;
 inline constexpr std::uint32_t kNanScale = 0x7e00;
 inline constexpr std::uint32_t kReferenceIsZero = 0x8000;
 
 struct EncodeCall {
   EncodeArgs args;
-  float rotation_scale;    // fp32(1 / sqrt(d))
-  float levels_numerator;  // fp32(64 sqrt(d))
-  bool slot_is_row;        // see find_slot()
+  float rotation_scale;  // fp32(1 / sqrt(d))
+  float centre_scale;    // fp32(sqrt(d))
+  Coder key_coder, value_coder;
+  bool slot_is_row;  // see find_slot()
+
+  __host__ __device__ const Coder& coder(bool is_key) const { return is_key ? key_coder : value_coder; }
 };
 
 __device__ inline bool is_finite(float x) {

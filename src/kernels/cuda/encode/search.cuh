@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "kernels/cuda/encode/levels.cuh"
+#include "kernels/cuda/encode/codes_of_levels.cuh"
 #include "kernels/cuda/encode/rules.cuh"
 #include "kernels/cuda/warp_vector.cuh"
 
@@ -14,89 +14,74 @@ struct Coded {
   std::uint32_t codes[C];  // of this lane's coordinates
 };
 
-struct SearchTable {
-  const LevelTable* levels;  // in shared or global memory
-  int bits;
-  Magnitudes magnitudes;
-  float unit;  // stored_scale_unit()
-};
-
-// The magnitudes of the codes in the low four nibbles of `codes`, whose bits 3 are 0, as bytes.
-__device__ inline std::uint32_t magnitudes_at(const Magnitudes& table, std::uint32_t codes) {
-  return __byte_perm(table.low, table.high, codes);
-}
-
-// Eight candidates' errors in the halfwords of four words to the number of the least, the first of equals.
-__device__ inline std::uint32_t least_of(const std::uint32_t (&errors)[4]) {
-  std::uint32_t best = ~0u;
-#pragma unroll
-  for (std::uint32_t w = 0; w < 4; ++w) {
-    best = min(best, (errors[w] & 0xffffu) << 3 | 2 * w);
-    best = min(best, errors[w] >> 16 << 3 | (2 * w + 1));
-  }
-  return best & 7u;
-}
-
-// u in a warp's lanes, of norm n (the same in every lane).
+// max |x_e|, in every lane; NaN if there is one.
 template <int C>
-__device__ inline Coded<C> search(const float (&u)[C], float norm, int head_dim, float levels_numerator,
-                                  const SearchTable& table) {
+__device__ inline float largest_of(const float (&x)[C]) {
+  std::uint32_t largest = 0;  // bits of numbers above 0 are in order, NaN's last
+#pragma unroll
+  for (int j = 0; j < C; ++j) largest = max(largest, __float_as_uint(x[j]) & 0x7fffffffu);
+  return __uint_as_float(__reduce_max_sync(~0u, largest));
+}
+// Rule 4.
+__device__ inline float round_to_11_bits(float x) {
+  const std::uint32_t bits = __float_as_uint(x);
+  return __uint_as_float((bits + 0xfffu + (bits >> 13 & 1u)) & 0xffffe000u);
+}
+
+// u in a warp's lanes, all finite, and its largest magnitude.
+template <int C>
+__device__ inline Coded<C> search(const float (&u)[C], float largest_of_u, const EncodeCall& call,
+                                  const Coder& coder) {
+  const float largest = round_to_11_bits(largest_of_u);
   Coded<C> out;
   out.scale = 0;
 #pragma unroll
   for (int j = 0; j < C; ++j) out.codes[j] = 0;
-  if (norm < kSmallestNorm) return out;
+  if (largest < kSmallest) return out;
 
-  const bool holds = lane_id() * C < head_dim;
-  const float levels_per_unit = __fdiv_rn(levels_numerator, norm);
-  std::uint32_t indices[C], winner;
-  const auto add_errors = [&](int first, int count, std::uint32_t(&errors)[4]) {
+  constexpr int kPairs = (C + 1) / 2;
+  const bool holds = lane_id() * C < call.args.pages.format.head_dim;
+  const float levels_per_unit = round_to_11_bits(__fdiv_rn(static_cast<float>(core::kMaxLevel), largest));
+  std::uint32_t arguments[kPairs], levels[C], sum_n = 0;
 #pragma unroll
-    for (int j = first; j < first + count; ++j) {
-      const float scaled = __fmul_rn(fabsf(u[j]), levels_per_unit);
-      const int level =
-          scaled < static_cast<float>(core::kMaxLevel) ? static_cast<int>(scaled) : core::kMaxLevel;
-      indices[j] = table.levels->indices[level];
-      if (!holds) continue;
-      const uint4 row = *reinterpret_cast<const uint4*>(table.levels->errors + level);
-      errors[0] += row.x;
-      errors[1] += row.y;
-      errors[2] += row.z;
-      errors[3] += row.w;
+  for (int p = 0; p < kPairs; ++p) {
+    std::uint32_t pair = 0x64006400u;  // 1024 + level
+#pragma unroll
+    for (int j = 2 * p; j < 2 * p + 2 && j < C; ++j) {
+      const float scaled = round_to_11_bits(__fmul_rn(round_to_11_bits(fabsf(u[j])), levels_per_unit));
+      levels[j] = __float_as_uint(__fadd_rn(scaled, 0x1p23f)) & 0xffu;
+      sum_n += levels[j] * levels[j];
+      pair |= levels[j] << (16 * (j & 1));
     }
-  };
-  if constexpr (C <= 4) {  // up to 128 coordinates: halfwords do
-    std::uint32_t errors[4] = {};
-    add_errors(0, C, errors);
+    arguments[p] = curve_argument(pair, coder);
+  }
+  sum_n = __reduce_add_sync(~0u, sum_n);
+  Best best;
+#pragma unroll 1
+  for (int candidate = 0; candidate < coder.candidates; ++candidate) {
+    std::uint32_t indices[C], sum_a = 0, sum_b = 0;
 #pragma unroll
-    for (std::uint32_t& word : errors) word = __reduce_add_sync(~0u, word);
-    winner = least_of(errors);
-  } else {
-    std::uint32_t sums[core::kSearchScales] = {}, best = ~0u;
+    for (int p = 0; p < kPairs; ++p) {
+      const std::uint32_t pair = indices_of(arguments[p], coder.c0[candidate], coder.c1[candidate]);
 #pragma unroll
-    for (int first = 0; first < C; first += 8) {
-      std::uint32_t errors[4] = {};  // of eight coordinates: below 8 x 8,192
-      add_errors(first, 8, errors);
-#pragma unroll
-      for (int s = 0; s < core::kSearchScales; ++s)
-        sums[s] += s % 2 == 0 ? errors[s / 2] & 0xffffu : errors[s / 2] >> 16;
+      for (int j = 2 * p; j < 2 * p + 2 && j < C; ++j) {
+        indices[j] = pair >> (16 * (j & 1)) & 7u;
+        const std::uint32_t magnitude = magnitudes_at(coder, indices[j]) & 0xffu;
+        sum_a += levels[j] * magnitude;
+        sum_b += magnitude * magnitude;
+      }
     }
+    if (!best.take(__reduce_add_sync(~0u, holds ? sum_a : 0u), __reduce_add_sync(~0u, holds ? sum_b : 0u)))
+      continue;
 #pragma unroll
-    for (std::uint32_t s = 0; s < core::kSearchScales; ++s)
-      best = min(best, __reduce_add_sync(~0u, sums[s]) << 3 | s);
-    winner = best & 7u;
+    for (int j = 0; j < C; ++j) out.codes[j] = indices[j];
   }
-  const std::uint32_t sign = 1u << (table.bits - 1);
-  std::uint32_t squares = 0;
+  const std::uint32_t sign = 1u << (coder.bits - 1);
 #pragma unroll
-  for (int j = 0; j < C; ++j) {
-    const std::uint32_t index = indices[j] >> (4 * winner) & 7u;
-    const std::uint32_t magnitude = magnitudes_at(table.magnitudes, index) & 0xffu;
-    if (holds) squares += magnitude * magnitude;
-    out.codes[j] = index | (u[j] < 0.0f ? sign : 0u);
-  }
-  const float best_norm = __int2float_rn(static_cast<int>(__reduce_add_sync(~0u, squares)));
-  out.scale = half_bits_clamped(__fdiv_rn(__fmul_rn(table.unit, norm), __fsqrt_rn(best_norm)));
+  for (int j = 0; j < C; ++j)
+    if (__float_as_uint(u[j]) >> 31 != 0) out.codes[j] |= sign;
+  const float unit = __fmul_rn(__fmul_rn(largest, call.rotation_scale), coder.unit);
+  out.scale = half_bits_clamped(__fmul_rn(unit, __fsqrt_rn(__fdiv_rn(__uint2float_rn(sum_n), best.b))));
   return out;
 }
 
