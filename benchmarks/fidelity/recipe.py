@@ -47,13 +47,14 @@ class Sketch:
     feedback: str = "off"
     focus: str = "off"
     calibration: Sequence[Layer] = ()
+    seed: int = 0
     previous_share: float = 1.0
     median: bool = False
 
     def __call__(self, layer: Layer) -> Coded:
         heads, tokens, dim = layer.keys.shape
         balance = _balance(layer, self.balance)
-        seed = sign_seed(0, layer.index, False)
+        seed = sign_seed(self.seed, layer.index, False)
         metrics = []
         for which in (self.feedback, self.focus):
             seen = slice(0, 128) if which == "first 128" else slice(None)
@@ -67,7 +68,7 @@ class Sketch:
             spread = values[:, :128].square().mean(1, keepdim=True).sqrt().clamp_min(1e-6).sqrt()
             spread = spread / spread.mean(-1, keepdim=True)
         centre = "page" if self.value_centre else "none"
-        values, value_bytes = self._round_trip(values / spread, self.v_bits, centre, self.value_choice, sign_seed(0, layer.index, True))
+        values, value_bytes = self._round_trip(values / spread, self.v_bits, centre, self.value_choice, sign_seed(self.seed, layer.index, True))
         return Coded(keys * balance, values * spread, heads * (key_bytes + value_bytes))
 
     def _round_trip(

@@ -21,6 +21,7 @@ from fidelity.recipe import Sketch
 FRINGE = Exact(first=4, recent=28)  # the product's default
 NONE = Exact()
 FRINGES = tuple((first, recent) for first in (0, 1, 4, 16, 64, 128) for recent in (0, 4, 8, 16, 28, 60, 128))
+SEEDS = (1, 2, 3)
 SPLITS = ((0, 32), (1, 31), (2, 30), (8, 24))  # of the default's 32 slots
 
 
@@ -125,6 +126,10 @@ _calibrated_rows("recipe 4/4 append", "ablation", lambda made: Recipe(4, 4, (1,)
 _add(f"recipe 4/4 append fringe {_label(FRINGE)}", "ablation", _both(Recipe(4, 4, calls=(1,)), FRINGE))
 _add("recipe 4/4 prefill 128, then append", "ablation", _both(Recipe(4, 4, calls=(128, 1))))
 _add("recipe 4/4 prefill in calls of 16", "ablation", _both(Recipe(4, 4, calls=(128, 16))))
+for seed in SEEDS:  # of the signs: how far a figure moves by chance
+    _add(f"recipe 4/4 seed {seed}", "ablation", _both(Recipe(4, 4, seed=seed)))
+    for bits in (4, 3, 2):
+        _add(f"recipe {bits}/{bits} fringe {_label(FRINGE)} seed {seed}", "ablation", _both(Recipe(bits, bits, seed=seed), FRINGE))
 for first, recent in FRINGES + SPLITS:
     if (first, recent) not in ((0, 0), (FRINGE.first, FRINGE.recent)):
         _add(f"recipe 4/4 fringe {first}+{recent}", "fringe", _both(Recipe(4, 4), Exact(first, recent)))
@@ -170,4 +175,11 @@ for bits in (4, 3, 2):
     _calibrated_rows(
         f"sketch: focus, {bits}/{bits} fringe {_label(FRINGE)}", "ablation",
         lambda made, bits=bits: Sketch(bits, bits, focus="calibrated", calibration=made["layers"]), FRINGE,
+    )  # fmt: skip
+for seed in SEEDS:
+    _add(f"sketch: as the product, 4/4 fringe {_label(FRINGE)} seed {seed}", "ablation", _both(Sketch(seed=seed), FRINGE))
+    _add(f"sketch: focus from the first 128 tokens, 4/4 fringe {_label(FRINGE)} seed {seed}", "ablation", _both(Sketch(focus="first 128", seed=seed), FRINGE))
+    _calibrated_rows(
+        f"sketch: focus, 4/4 fringe {_label(FRINGE)} seed {seed}", "ablation",
+        lambda made, seed=seed: Sketch(focus="calibrated", calibration=made["layers"], seed=seed), FRINGE,
     )  # fmt: skip
