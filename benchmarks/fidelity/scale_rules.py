@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ways to choose the scale at which a vector is coded: what each leaves of the squared error, on a model's own keys and values.
+All with the exact codebook and its midpoints: the product's thresholds (src/core/tables.h) cost about 0.4 % more at 4 bits.
 
     PYTHONPATH=benchmarks python -m fidelity.scale_rules --texts prose,code,german --json out.json
 """
