@@ -126,14 +126,14 @@ class TurboQuantLayer(CacheLayerMixin):
             self.fringe = torch.zeros((batch, kv_heads, slots, 2, head_dim), dtype=torch.float16, device=device)
             self.recent_starts = torch.zeros(batch, dtype=torch.int32, device=device)
         key_signs, value_signs = (
-            ops.random_signs(head_dim, sign_seed(settings.seed, self.index, values)).to(device).repeat(kv_heads, 1)
+            ops.random_signs(head_dim, sign_seed(settings.seed, self.index, values)).to(device, non_blocking=True).repeat(kv_heads, 1)
             for values in (False, True)
         )
         self.signs = key_signs  # xi
         self.value_signs = value_signs
         self.kv_heads, self.head_dim = kv_heads, head_dim
         self._begin_balance()
-        self.base = None if base.shape[0] == 1 else base.to(device)
+        self.base = None if base.shape[0] == 1 else base.to(device, non_blocking=True)
         self.dtype, self.device = key_states.dtype, device
         self.checked: tuple | None = None  # shapes, dtypes and device of the last call
         self._set_starts((0,) * batch)

@@ -96,7 +96,7 @@ class TurboQuantStaticLayer(CacheLayerMixin):
         self.dtype, self.device = key_states.dtype, device
         self._allocate()
         key_signs, value_signs = (
-            ops.random_signs(head_dim, sign_seed(settings.seed, self.index, values)).to(device).repeat(kv_heads, 1)
+            ops.random_signs(head_dim, sign_seed(settings.seed, self.index, values)).to(device, non_blocking=True).repeat(kv_heads, 1)
             for values in (False, True)
         )
         self.signs = key_signs  # xi
@@ -104,7 +104,7 @@ class TurboQuantStaticLayer(CacheLayerMixin):
         self.all_signs = fixed(torch.stack([key_signs, key_signs, value_signs]))
         self.begin_balance()
         base = ops.hadamard_base(head_dim)
-        self.base = None if base.shape[0] == 1 else fixed(base.to(device))
+        self.base = None if base.shape[0] == 1 else fixed(base.to(device, non_blocking=True))
         self.is_initialized = True
 
     def _allocate(self) -> None:
