@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fidelity.codec import Coded, Layer
 from turboquant import ops
-from turboquant.layers import sign_seed
+from turboquant.settings import sign_seed
 
 PAGE_TOKENS = 64
 

@@ -21,7 +21,7 @@ from fidelity.models import open_model
 from fidelity.recipe import TOPS, Sketch, _balance, _codebook, _page_centre, _rotate, _stored_centre
 from fidelity.texts import TEXTS, read
 from turboquant.benchmark.models import Subject
-from turboquant.layers import sign_seed
+from turboquant.settings import sign_seed
 
 Rule = Callable[[Tensor, Tensor, Tensor], Tensor]  # sizes [n, dim], centroids and boundaries above 0 -> centroids [n, dim]
 

@@ -13,7 +13,8 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 from . import attention as _attention  # noqa: F401  registers the attention
 from . import ops
 from .calibration import Calibration, as_calibration
-from .layers import CacheSettings, TurboQuantLayer
+from .layers import TurboQuantLayer
+from .settings import CacheSettings
 from .offloading import OffloadedLayer
 from .vectors import DTYPES
 

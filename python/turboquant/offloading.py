@@ -16,7 +16,8 @@ from functools import cache
 import torch
 
 from .carrier import Carrier
-from .layers import CacheSettings, TurboQuantLayer
+from .layers import TurboQuantLayer
+from .settings import CacheSettings
 from .pages import PAGE_TOKENS
 
 

@@ -11,7 +11,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from . import ops
 from .carrier import in_rows, rows_of
-from .layers import CacheSettings, sign_seed
+from .settings import CacheSettings, sign_seed
 from .static_mask import read_first_mask, read_later_mask
 from .static_state import StaticState, allocates, fixed
 from .vectors import balance_from, check_vectors

@@ -11,7 +11,7 @@ from transformers import AttentionInterface
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from turboquant import ops
-from turboquant.layers import sign_seed
+from turboquant.settings import sign_seed
 
 NAME = "turboquant_oracle"
 PAGES = 8  # a sequence: 512 tokens

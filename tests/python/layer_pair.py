@@ -8,7 +8,8 @@ import torch
 import where
 from dense_oracle import OracleLayer, oracle_attention
 from turboquant.attention import turboquant_attention
-from turboquant.layers import CacheSettings, TurboQuantLayer
+from turboquant.layers import TurboQuantLayer
+from turboquant.settings import CacheSettings
 from turboquant.offloading import OffloadedLayer
 
 SETTINGS = dict(k_bits=4, v_bits=4, fringe=(4, 28), balance=True, seed=0)

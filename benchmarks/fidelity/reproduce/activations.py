@@ -14,7 +14,7 @@ from fidelity.codec import Layer
 from fidelity.feedback import metric
 from fidelity.texts import TEXTS, read
 from turboquant.benchmark.models import Subject
-from turboquant.layers import sign_seed
+from turboquant.settings import sign_seed
 
 TOKENS = 1024
 FIRST, RECENT, START = 4, 28, 256  # weights of tokens outside the fringe, of queries from START on

@@ -17,7 +17,8 @@ from .. import attention as _attention  # noqa: F401  registers the attention "t
 from .. import ops
 from ..cache import sharing_layers
 from ..calibration import Calibration, as_calibration
-from ..layers import CacheSettings, TurboQuantLayer
+from ..layers import TurboQuantLayer
+from ..settings import CacheSettings
 from . import codes
 from .compressors import TurboQuantCompressorMSE
 
