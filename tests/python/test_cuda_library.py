@@ -57,5 +57,5 @@ except NotImplementedError as error:
     assert said.startswith("rotate on CUDA: this turboquant was built without CUDA; build the wheel on a machine with")
 
 
-def test_the_operators_that_run_on_cuda_are_the_verbs():
-    assert set(CUDA_OPERATORS) == {"rotate", "balance", "encode", "decode", "attend"}
+def test_the_operators_that_run_on_cuda_are_the_verbs_and_their_pair():
+    assert set(CUDA_OPERATORS) == {"rotate", "balance", "encode", "decode", "attend", "attend_encode"}
