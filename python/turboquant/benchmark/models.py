@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from turboquant.benchmark.errors import BenchmarkError
+from turboquant.benchmark.gguf_file import read_once
 
 REMEDY = (
     "Give a folder with config.json, weights and tokenizer (as `save_pretrained` writes it or `hf download NAME --local-dir DIR` "
@@ -86,16 +88,17 @@ def load(
     label = name or (gguf_file.removesuffix(".gguf") if gguf_file else directory.resolve().name)
     source = {"gguf_file": gguf_file} if gguf_file else {}
     try:
-        config = AutoConfig.from_pretrained(directory, **source)
-        kind = _model_class(config, with_media, label)
-        if random_weights:
-            torch.manual_seed(seed)
-            with device:  # drawn where they are used: a large model takes minutes on a CPU
-                model = kind.from_config(config, dtype=dtype)
-        else:
-            model = kind.from_pretrained(directory, dtype=dtype, **source)
-        processor = AutoProcessor.from_pretrained(directory) if with_media else None
-        tokenizer = getattr(processor, "tokenizer", None) or _tokenizer(directory, source, random_weights)
+        with read_once() if gguf_file else contextlib.nullcontext():
+            config = AutoConfig.from_pretrained(directory, **source)
+            kind = _model_class(config, with_media, label)
+            if random_weights:
+                torch.manual_seed(seed)
+                with device:  # drawn where they are used: a large model takes minutes on a CPU
+                    model = kind.from_config(config, dtype=dtype)
+            else:
+                model = kind.from_pretrained(directory, dtype=dtype, **source)
+            processor = AutoProcessor.from_pretrained(directory) if with_media else None
+            tokenizer = getattr(processor, "tokenizer", None) or _tokenizer(directory, source, random_weights)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise BenchmarkError(f"cannot load the model in {str(directory)!r}: {error}") from error
     return Subject(label, model.to(device).eval(), tokenizer, processor)
