@@ -9,7 +9,7 @@ export CTEST_PARALLEL_LEVEL := $(JOBS)
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
-.PHONY: help setup build package test test-cpp test-python demo asan tsan bench bench-attend bench-fidelity bench-layout gpu-build gpu-test gpu-test-cpp gpu-test-python gpu-sanitize gpu-bench gpu-bench-model gpu-map gpu-ladder wheel format format-check tidy clean
+.PHONY: help setup build package test test-cpp test-python demo asan tsan bench bench-attend bench-fidelity bench-layout gpu-build gpu-package gpu-test gpu-test-cpp gpu-test-python gpu-sanitize gpu-bench gpu-bench-model gpu-demo gpu-map gpu-ladder wheel format format-check tidy clean
 
 help:
 	@echo "make test    set up, build, run every CPU test (C++ and Python)"
@@ -23,6 +23,7 @@ help:
 	@echo "make gpu-sanitize  compute-sanitizer over a part of them that meets every kernel (minutes)"
 	@echo "make gpu-bench   attention on a GPU beside torch's SDPA (gpu-map: over batch x length); needs nvcc, cmake, torch"
 	@echo "make gpu-bench-model  a whole model on a GPU beside transformers' caches; needs nvcc, cmake, torch, transformers"
+	@echo "make gpu-demo    the demo's model and a random one that sees pictures and clips, on a GPU (minutes); needs the benchmark's packages too"
 	@echo "make gpu-ladder  four small kernels from naive to fast (examples/attend_ladder); needs only nvcc"
 	@echo "make wheel   dist/turboquant-*.whl"
 	@echo "make format  clang-format on every C++ file (format-check: only look)"
@@ -69,8 +70,8 @@ bench-attend: package
 	$(PYTHON) -P benchmarks/attend_cpu.py --json build/attend_cpu.json $(ATTEND_ARGS)
 
 bench-fidelity: package
-	$(PYTHON) benchmarks/measure_fidelity.py run $(FIDELITY_ARGS)
-	$(PYTHON) benchmarks/measure_fidelity.py report --json build/fidelity/report.json --plot build/fidelity/report.png
+	$(PYTHON) -P benchmarks/measure_fidelity.py run $(FIDELITY_ARGS)
+	$(PYTHON) -P benchmarks/measure_fidelity.py report --json build/fidelity/report.json --plot build/fidelity/report.png
 
 # COMMIT names the sources where there is no git, LAYOUT_ARGS goes to the program.
 COMMIT ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
@@ -82,12 +83,16 @@ bench-layout:
 # On a machine with a GPU and the CUDA toolkit, and any python3 that has torch: nothing is installed.
 GPU_PYTHON ?= $(firstword $(wildcard .venv/bin/python) python3)
 NVCC ?= $(firstword $(shell command -v nvcc) /usr/local/cuda/bin/nvcc)
+GPU_RUN = PYTHONPATH=build/cuda/python $(GPU_PYTHON) -P
 # A GoogleTest elsewhere: GPU_CMAKE_ARGS=-DCMAKE_PREFIX_PATH=/where/it/is
-gpu-build:
-	cmake --preset cuda -DTQ_BUILD_TORCH=ON -DPython_EXECUTABLE=$(abspath $(shell command -v $(GPU_PYTHON))) $(GPU_CMAKE_ARGS)
+# gpu-package: without the tests, and thus without GoogleTest.
+gpu-build gpu-package:
+	cmake --preset cuda -DTQ_BUILD_GPU_TESTS=$(if $(filter gpu-build,$@),ON,OFF) -DTQ_BUILD_TORCH=ON \
+	  -DPython_EXECUTABLE=$(abspath $(shell command -v $(GPU_PYTHON))) $(GPU_CMAKE_ARGS)
 	cmake --build --preset cuda
 	cmake --install build/cuda --component python --prefix build/cuda/python >/dev/null
 	cp -r python/turboquant build/cuda/python/
+	@mkdir -p build/gpu-bench
 
 gpu-test: gpu-test-cpp gpu-test-python
 	@echo "all GPU tests passed"
@@ -96,26 +101,30 @@ gpu-test-cpp: gpu-build
 	build/cuda/tests/gpu/turboquant_gpu_tests --gtest_brief=1 $(GPU_TEST_ARGS)
 
 gpu-test-python: gpu-build
-	PYTHONPATH=build/cuda/python $(GPU_PYTHON) -P -m pytest tests/gpu/python $(PYTEST_ARGS)
+	$(GPU_RUN) -m pytest tests/gpu/python $(PYTEST_ARGS)
 
 gpu-sanitize: gpu-build
 	@tools/gpu_sanitize.sh build/cuda/tests/gpu/turboquant_gpu_tests
 
-# As gpu-build, without the tests and thus without GoogleTest.
-gpu-bench gpu-map:
-	cmake --preset cuda -DTQ_BUILD_GPU_TESTS=OFF -DTQ_BUILD_TORCH=ON -DPython_EXECUTABLE=$(abspath $(shell command -v $(GPU_PYTHON))) $(GPU_CMAKE_ARGS)
-	cmake --build --preset cuda
-	@mkdir -p build/gpu-bench
-	$(GPU_PYTHON) benchmarks/attend_gpu.py --libraries build/cuda/bindings --commit $(COMMIT) $(if $(filter gpu-map,$@),--map) \
+gpu-bench gpu-map: gpu-package
+	$(GPU_RUN) benchmarks/attend_gpu.py --libraries build/cuda/bindings --commit $(COMMIT) $(if $(filter gpu-map,$@),--map) \
 	  --json build/gpu-bench/attend_$(subst -bench,,$(subst -map,_map,$@)).json $(GPU_BENCH_ARGS)
 
-gpu-bench-model:
-	cmake --preset cuda -DTQ_BUILD_GPU_TESTS=OFF -DTQ_BUILD_TORCH=ON -DPython_EXECUTABLE=$(abspath $(shell command -v $(GPU_PYTHON))) $(GPU_CMAKE_ARGS)
-	cmake --build --preset cuda
-	cmake --install build/cuda --component python --prefix build/cuda/python >/dev/null
-	cp -r python/turboquant build/cuda/python/
-	@mkdir -p build/gpu-bench
-	PYTHONPATH=build/cuda/python $(GPU_PYTHON) -P benchmarks/model_gpu.py --commit $(COMMIT) --json build/gpu-bench/model_gpu.json $(GPU_BENCH_ARGS)
+gpu-bench-model: gpu-package
+	$(GPU_RUN) benchmarks/model_gpu.py --commit $(COMMIT) --json build/gpu-bench/model_gpu.json $(GPU_BENCH_ARGS)
+
+# Text with growing caches and with static ones; then a picture and a clip, which a model of random weights looks at.
+GPU_AB = $(GPU_RUN) -m turboquant.benchmark --device cuda --commit $(COMMIT)
+GPU_DEMO := build/gpu-bench/benchmark
+GPU_VISION := build/gpu-bench/qwen3-vl-2b-random
+gpu-demo: gpu-package
+	$(GPU_AB) --demo --longest --json $(GPU_DEMO)_text.json --plot $(GPU_DEMO)_text.png $(DEMO_ARGS)
+	$(GPU_AB) --demo --static --json $(GPU_DEMO)_static.json --plot $(GPU_DEMO)_static.png $(DEMO_ARGS)
+	$(GPU_RUN) benchmarks/vision_model.py $(GPU_VISION)
+	$(GPU_AB) --model $(GPU_VISION) --random-weights --prompt "w1 w2 w3" \
+	  --image $(GPU_VISION)/picture.png --json $(GPU_DEMO)_image.json $(DEMO_ARGS)
+	$(GPU_AB) --model $(GPU_VISION) --random-weights --prompt "w1 w2 w3" \
+	  --video $(GPU_VISION)/clip.mp4 --json $(GPU_DEMO)_video.json $(DEMO_ARGS)
 
 gpu-ladder:
 	@mkdir -p build/gpu-ladder

@@ -2,8 +2,8 @@
 """Attention on pages of codes on a GPU: times, bandwidths, torch's SDPA beside them, targets.
 
     make gpu-bench                          # writes build/gpu-bench/attend_gpu.json; committed runs are benchmarks/results/attend_gpu_*.json
-    python3 benchmarks/attend_gpu.py --libraries build --rows 'x 11,264' --json out.json
-    python3 benchmarks/attend_gpu.py --libraries build --map --json map.json     # batch x length, for plot_gpu_map.py
+    python3 -P benchmarks/attend_gpu.py --libraries build --rows 'x 11,264' --json out.json
+    python3 -P benchmarks/attend_gpu.py --libraries build --map --json map.json     # batch x length, for plot_gpu_map.py
 
 Every result is checked before it is timed. `graph` is microseconds a launch in a CUDA graph that goes round buffers larger than any L2;
 `chained` the same with each launch overlapping its predecessor, as a model's steps may; `single` one eager call between events.
@@ -17,9 +17,12 @@ import json
 import re
 import sys
 import time
+from pathlib import Path
 
-import torch
-from gpu import baselines, facts, grid, measure, ops, problem, report, rows, timing
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch  # noqa: E402
+from gpu import baselines, facts, grid, measure, ops, problem, report, rows, timing  # noqa: E402
 
 
 def selected(pattern: str) -> list[rows.Row]:

@@ -32,6 +32,8 @@ SCHEMA = {
     "top1": NUMBER,
     "fidelity": {"text": {"positions": int, "kl": dict, "top1": NUMBER}, "continuation": {"positions": int, "kl": dict, "top1": NUMBER}},
     "device": {"type": str, "name": str},
+    "commit": str,
+    "flags": list,
     "threads": int,
     "versions": {"python": str, "turboquant": str, "torch": str, "transformers": str},
 }
@@ -61,7 +63,7 @@ def finished(config_directory, tmp_path_factory):
     command = [
         sys.executable, "-P", "-m", "turboquant.benchmark", "--model", config_directory, "--random-weights", "--random-prompt", "150",
         "--max-new-tokens", "20", "--k-bits", "3", "--v-bits", "2", "--fringe", "1,7", "--chunk", "16", "--threads", "1", "--device", "cpu",
-        "--json", out / "report.json", "--plot", out / "plot.png",
+        "--commit", "1f", "--json", out / "report.json", "--plot", out / "plot.png",
     ]  # fmt: skip
     run = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
@@ -73,6 +75,7 @@ def test_the_report_has_every_documented_key(finished):
     check_schema(report, SCHEMA)
     assert report["setting"] == {"k_bits": 3, "v_bits": 2, "fringe": [1, 7], "balance": True, "static": False}
     assert report["baseline"] == {"cache": "DynamicCache", "attention": "default", "tried_s": {}} and report["longest_context"] is None
+    assert report["commit"] == "1f" and report["flags"][-2] == "--plot"
     assert report["versions"]["torch"] == torch.__version__ and report["threads"] == 1
 
 
@@ -214,7 +217,7 @@ def test_help_names_every_option(capsys):
     text = capsys.readouterr().out
     for option in (
         "--model --gguf-file --demo --random-weights --dtype --device --threads --prompt --prompt-file --random-prompt --image --video "
-        "--max-new-tokens --seed --k-bits --v-bits --fringe --balance --no-balance --static --baseline-attention --longest --repeats --text-file --text-prefix --chunk --json --plot"
+        "--max-new-tokens --seed --k-bits --v-bits --fringe --balance --no-balance --static --baseline-attention --longest --repeats --text-file --text-prefix --chunk --json --commit --plot"
     ).split():
         assert option in text
 

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import where
 from PIL import Image
 from test_benchmark import failure
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -66,7 +67,7 @@ def folder(tmp_path_factory):
 def test_an_image_goes_through_both_caches(folder, one_thread, capsys):
     report = folder / "report.json"
     arguments = ["--model", folder / "tiny-llava", "--image", folder / "noise.png", "--prompt", "w1 w2 w3 w4", "--max-new-tokens", "8"]
-    assert main([str(a) for a in (*arguments, "--repeats", "1", "--device", "cpu", "--json", report)]) == 0
+    assert main([str(a) for a in (*arguments, "--repeats", "1", "--device", where.DEVICE, "--json", report)]) == 0
     found = json.loads(report.read_text())
     assert found["prompt_tokens"] == IMAGE_PATCHES + 4
     assert found["fidelity"]["continuation"]["positions"] == 7

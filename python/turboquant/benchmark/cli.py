@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         from turboquant.benchmark import run
 
-        run.run(arguments)
+        run.run(arguments, sys.argv[1:] if argv is None else argv)
     except ModuleNotFoundError as error:
         print(f"{PROG}: {error}; {NEEDS}", file=sys.stderr)
         return 2
@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
     out = parser.add_argument_group("output")
     out.add_argument("--json", metavar="FILE", help="write the report")
+    out.add_argument("--commit", metavar="NAME", help="of the sources, for the report")
     out.add_argument("--plot", metavar="FILE", help="write a PNG of bytes, speed and KL")
     return parser
 

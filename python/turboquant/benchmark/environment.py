@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 from pathlib import Path
 
 import torch
+import transformers
 
+import turboquant
 from turboquant.benchmark.models import Subject
 
 
@@ -19,14 +20,11 @@ def describe_device(device: torch.device) -> dict[str, object]:
     return {"type": "cpu", "name": _cpu_name(), "isa": torch.backends.cpu.get_cpu_capability()}
 
 
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "torch": str(torch.__version__)}
-    for package in ("turboquant", "transformers"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed as a package"
-    return found
+def versions() -> dict[str, str | None]:
+    return {
+        "python": platform.python_version(), "torch": str(torch.__version__), "cuda": torch.version.cuda,
+        "turboquant": turboquant.__version__, "transformers": transformers.__version__,
+    }  # fmt: skip
 
 
 def describe_model(subject: Subject) -> dict[str, object]:

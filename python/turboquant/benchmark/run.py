@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ DEMO_JSON, DEMO_PLOT = "demo-report.json", "demo-report.png"
 DEFAULT_PROMPT = "Explain in a few sentences how a tide comes about."
 
 
-def run(arguments: argparse.Namespace) -> Comparison:
+def run(arguments: argparse.Namespace, flags: Sequence[str]) -> Comparison:
     console, progress = Console(), Progress()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> Comparison:
     comparison = compare(subject, prompt, plan, progress)
     show(comparison, console)
     if json_path:
-        _write_json(comparison.report, json_path)
+        _write_json(comparison.report | {"commit": arguments.commit, "flags": list(flags)}, json_path)
     if save_plot:
         save_plot(comparison, plot_path)
     for path in filter(None, (json_path, plot_path)):
