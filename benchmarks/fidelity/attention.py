@@ -28,16 +28,19 @@ class Exact:
     """Which keys (or values) a query at position p reads in 16 bits instead of codes.
 
     The first `first`; the newest `recent` before its own, and its own (recent = -1: not even that); or with `block`, all
-    from the last multiple of `block` on (KIVI fills a block in 16 bits, then codes it).
+    from the last multiple of `block` on (KIVI fills a block in 16 bits, then codes it). Queries of the first `hold` tokens read
+    all in 16 bits: a cache that codes these tokens at once, when there are that many.
     """
 
     first: int = 0
     recent: int = 0
     block: int = 0
+    hold: int = 0
 
-    def limit(self, query):
-        """The first newest position that is exact, for query positions: an int or a tensor."""
-        return query // self.block * self.block if self.block else query - self.recent
+    def limit(self, query: Tensor) -> Tensor:
+        """The first newest position that is exact, for positions of queries."""
+        newest = query // self.block * self.block if self.block else query - self.recent
+        return torch.where(query < self.hold, 0, newest)
 
     def reach(self) -> int:
         """How far before a query that can be, at most."""
@@ -143,10 +146,11 @@ def _attend(layer: Layer, coded_keys: Tensor, coded_values: Tensor, keys: Exact,
 
 def _exact_parts(kept: Exact, position: Tensor, begin: int, end: int) -> Iterator[tuple[int, int, Tensor]]:
     """For queries [begin, end): column ranges [low, high) with a mask [queries, high - low] of what is exact there; the ranges do not overlap."""
-    low = min(max(kept.limit(begin), kept.first), end)
+    limit = kept.limit(position)
+    low = min(max(int(kept.limit(torch.tensor(begin))), kept.first), end)
     if kept.first:
         high = min(kept.first, end)
         yield 0, high, torch.ones(len(position), high, dtype=torch.bool, device=position.device)
     if low < end:
         columns = torch.arange(low, end, device=position.device)
-        yield low, end, columns >= kept.limit(position)[:, None]
+        yield low, end, columns >= limit[:, None]

@@ -18,7 +18,8 @@ PAGE_TOKENS = 64
 
 @dataclass(frozen=True)
 class Recipe:
-    """`calls`: tokens of each call that writes the cache, the last one repeated; none: the whole text in one, as a prefill.
+    """`calls`: tokens of each call that writes the cache, the last one repeated; none: the whole text in one, as a prefill. The first
+    `hold` tokens are coded in one call, when there are that many (with `Exact(hold=...)`: until then they are read as they are).
     `balance`: "first call" (the product's default), "first 128 tokens" whatever the calls are, "off", or "calibrated", from
     `balances` (a layer's index -> [kv_heads, head_dim])."""
 
@@ -28,6 +29,7 @@ class Recipe:
     balance: str = "first call"
     balances: dict[int, Tensor] | None = None
     seed: int = 0
+    hold: int = 0
 
     def __call__(self, layer: Layer) -> Coded:
         heads, tokens, dim = layer.keys.shape
@@ -37,8 +39,9 @@ class Recipe:
             ops.random_signs(dim, sign_seed(self.seed, layer.index, which)).to(device).repeat(heads, 1) for which in (False, True)
         )
         base = ops.hadamard_base(dim).to(device) if ops.hadamard_base_size(dim) > 1 else None
-        calls = call_sizes(tokens, self.calls)
+        calls = call_sizes(tokens, self.calls, self.hold)
         balance = self._balance(layer.index, query, keys, calls[0])
+        calls = joined(calls)
         key_signs, query_signs = key_signs / balance, key_signs * balance
 
         count = -(-tokens // PAGE_TOKENS)
@@ -69,11 +72,27 @@ class Recipe:
         return ops.balance(query[:seen], keys[:seen], starts)
 
 
-def call_sizes(tokens: int, calls: Sequence[int]) -> list[int]:
-    """Sizes that sum to `tokens`: those of `calls`, then its last one again and again."""
+def call_sizes(tokens: int, calls: Sequence[int], hold: int = 0) -> list[int]:
+    """Sizes that sum to `tokens`: those of `calls`, then its last one again and again; calls up to the one that makes `hold` are one."""
     sizes, left, at = [], tokens, 0
     while left:
         size = min(left, calls[min(at, len(calls) - 1)] if calls else left)
         sizes.append(size)
         left, at = left - size, at + 1
+    while len(sizes) > 1 and sizes[0] < hold:
+        sizes[:2] = [sizes[0] + sizes[1]]
+    return sizes
+
+
+def joined(calls: Sequence[int]) -> list[int]:
+    """Calls that leave the same bytes as `calls`: a page's centre is made by the call that opens it, so single tokens behind that one may
+    come at once."""
+    sizes: list[int] = []
+    done = 0
+    for size in calls:
+        if size == 1 and sizes and done % PAGE_TOKENS > 1 and sizes[-1] < PAGE_TOKENS and (done - sizes[-1]) % PAGE_TOKENS > 0:
+            sizes[-1] += 1
+        else:
+            sizes.append(size)
+        done += size
     return sizes

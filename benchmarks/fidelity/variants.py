@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -17,10 +17,13 @@ from fidelity.peers.int4_per_token_head import int4_per_token_head
 from fidelity.peers.quantized_cache import AS_RUN, quantized_cache
 from fidelity.peers.vllm_turboquant import PRESETS, skipped_layers, vllm_turboquant
 from fidelity.recipe import Sketch
+from turboquant.cache import HOLD
 
 FRINGE = Exact(first=4, recent=28)  # the product's default
 NONE = Exact()
+APPEND = Exact(hold=HOLD)  # token by token from nothing
 FRINGES = tuple((first, recent) for first in (0, 1, 4, 16, 64, 128) for recent in (0, 4, 8, 16, 28, 60, 128))
+HOLDS = (0, 8, 16, 32, 64, 128)  # tokens that a cache may wait for before it codes any
 SEEDS = (1, 2, 3)
 SPLITS = ((0, 32), (1, 31), (2, 30), (8, 24))  # of the default's 32 slots
 
@@ -73,7 +76,7 @@ _add("paper MSE 4/4", "paper", _both(paper.mse(4, 4)))
 _add("fp8 e4m3", "peer", _both(fp8.fp8()))
 _add("KIVI-4, groups of 64 keys", "peer", _both(kivi.kivi(4, key_group=64)))
 _add("KIVI-2 window 128", "peer as run", Study(kivi.kivi(2), kivi.KEYS_AS_RUN, kivi.VALUES_AS_RUN))
-_add("recipe 4/4 append", "ours", _both(Recipe(4, 4, calls=(1,))))
+_add("recipe 4/4 append", "ours", _both(Recipe(4, 4, calls=(1,), hold=HOLD), APPEND))
 _calibrated_rows(
     "turbo-attn 4/4 ring 128", "peer as run", lambda made: turbo_attn.turbo_attn(4, made["layers"]), Exact(recent=turbo_attn.RING)
 )
@@ -122,9 +125,15 @@ _calibrated_rows("recipe 4/4", "ablation", lambda made: Recipe(4, 4, balance="ca
 _calibrated_rows(
     f"recipe 4/4 fringe {_label(FRINGE)}", "ablation", lambda made: Recipe(4, 4, balance="calibrated", balances=made["balances"]), FRINGE
 )
-_calibrated_rows("recipe 4/4 append", "ablation", lambda made: Recipe(4, 4, (1,), "calibrated", made["balances"]))
-_add(f"recipe 4/4 append fringe {_label(FRINGE)}", "ablation", _both(Recipe(4, 4, calls=(1,)), FRINGE))
-_add("recipe 4/4 prefill 128, then append", "ablation", _both(Recipe(4, 4, calls=(128, 1))))
+_calibrated_rows("recipe 4/4 append", "ablation", lambda made: Recipe(4, 4, (1,), "calibrated", made["balances"], hold=HOLD), APPEND)
+_add(f"recipe 4/4 append fringe {_label(FRINGE)}", "ablation", _both(Recipe(4, 4, calls=(1,), hold=HOLD), replace(FRINGE, hold=HOLD)))
+for hold in HOLDS:
+    if hold:
+        _add(f"recipe 4/4 prefill {hold}, then append", "ablation", _both(Recipe(4, 4, calls=(hold, 1))))
+        _add(f"recipe 4/4 prefill {hold}, then append, fringe {_label(FRINGE)}", "ablation", _both(Recipe(4, 4, calls=(hold, 1)), FRINGE))
+    if hold != HOLD:
+        for name, kept in (("", NONE), (f", fringe {_label(FRINGE)}", FRINGE)):
+            _add(f"recipe 4/4 append, {hold} held{name}", "ablation", _both(Recipe(4, 4, calls=(1,), hold=hold), replace(kept, hold=hold)))
 _add("recipe 4/4 prefill in calls of 16", "ablation", _both(Recipe(4, 4, calls=(128, 16))))
 for seed in SEEDS:  # of the signs: how far a figure moves by chance
     _add(f"recipe 4/4 seed {seed}", "ablation", _both(Recipe(4, 4, seed=seed)))

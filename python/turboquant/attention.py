@@ -170,6 +170,11 @@ def _attend(
         )
     if history == 0:
         return _exact(module, query, step.keys, step.values, mask, options)
+    if layer.held is not None:
+        keys, values = layer.with_history(step)
+        if mask is None and tokens > 1:  # which SDPA would align to the first key
+            return _dense(query, keys, values, mask, options)
+        return _exact(module, query, keys, values, mask, options)
     if plain:
         return layer.attend(step, query, options.scale, options.softcap, options.window, options.sinks)
     layer.settings.warn_once(

@@ -19,6 +19,7 @@ from .offloading import OffloadedLayer
 from .vectors import DTYPES
 
 STOCK_LAYERS = (DynamicSlidingWindowLayer, LinearAttentionLayer)
+HOLD = 64
 REMEDY = "use transformers' DynamicCache for this model"
 
 
@@ -28,8 +29,10 @@ class TurboQuantCache(Cache):
     Each layer by its type: full attention is compressed, sliding windows and linear attention stay as
     transformers stores them; layers that share a compressed layer's KV read its pages.
     `fringe=(first, newest)` keeps that many tokens of each sequence in 16 bits beside the pages; `None`
-    keeps none. `balance` takes per-channel weights from the first call's queries and keys; the path of a file (or a
-    `Calibration`) that `python -m turboquant.calibrate` wrote takes them from there. `seed` draws
+    keeps none. `balance` takes per-channel weights from the first tokens' queries and keys; the path of a file (or a
+    `Calibration`) that `python -m turboquant.calibrate` wrote takes them from there. `hold`: a cache of fewer tokens keeps them
+    as the model gave them, and codes them all at once when there are that many, since a page wants its tokens' mean and a balance
+    its queries; 0 codes each call at once. `seed` draws
     the rotations: the same seed and calls give the same bytes. `max_tokens` allocates pages for that many
     tokens (padding included) of each sequence at the first call; without it they grow. `offloading` keeps
     the pages of layers that do not compute in host memory. What is not supported is refused here, with the
@@ -46,18 +49,21 @@ class TurboQuantCache(Cache):
         seed: int = 0,
         max_tokens: int | None = None,
         offloading: bool = False,
+        hold: int = HOLD,
     ) -> None:
         first, recent = _checked_fringe(fringe)
         if not 0 <= seed < 1 << 47:
             raise ValueError(f"seed={seed} is not in [0, 2**47)")
         if max_tokens is not None and max_tokens < 1:
             raise ValueError(f"max_tokens={max_tokens} is not positive: pass None to let the cache grow")
+        if hold < 0:
+            raise ValueError(f"hold={hold} is negative: pass a count of tokens, or 0 to code each call at once")
         text = _checked_config(config)
         ops.page_bytes(64, k_bits, v_bits)  # refuses other bits
         calibration = as_calibration(balance)
         if calibration is not None:
             calibration.check_config(text)
-        self.settings = CacheSettings(k_bits, v_bits, first, recent, bool(balance), seed, max_tokens, calibration)
+        self.settings = CacheSettings(k_bits, v_bits, first, recent, bool(balance), seed, max_tokens, calibration, hold)
 
         layers = _stock_layers(text)
         full = [i for i, layer in enumerate(layers) if type(layer) is DynamicLayer]
@@ -89,7 +95,7 @@ class TurboQuantCache(Cache):
 
     def memory(self) -> dict[str, int]:
         """Bytes of every tensor the cache holds: of compressed layers by use, of the others as "stock"."""
-        uses = ("pages", "fringe", "tables", "signs", "workspace", "pending", "host", "stock")
+        uses = ("pages", "fringe", "tables", "signs", "workspace", "pending", "held", "host", "stock")
         total: dict[str, int] = dict.fromkeys(uses, 0)
         for layer in self.layers:
             if isinstance(layer, TurboQuantLayer):

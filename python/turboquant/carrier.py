@@ -22,7 +22,7 @@ class Step:
     which the layer stores once every reader (the layer, and those that share its KV) has attended."""
 
     __slots__ = (
-        "layer", "keys", "values", "tokens", "history", "unread", "balance", "stored", "dense",
+        "layer", "keys", "values", "tokens", "history", "unread", "queries", "stored", "dense",
     )  # fmt: skip
 
     def __init__(self, layer: TurboQuantLayer, keys: torch.Tensor, values: torch.Tensor) -> None:
@@ -32,13 +32,13 @@ class Step:
         self.tokens = keys.shape[2]
         self.history = layer.length  # tokens before this call
         self.unread = layer.readers
-        self.balance: torch.Tensor | None = None  # of the first reader's queries
+        self.queries: torch.Tensor | None = None  # the first reader's, where a balance is to be made of them
         self.stored = False
         self.dense: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def tensors(self) -> list[torch.Tensor]:
         """What it holds, each storage once."""
-        held = (self.keys, self.values, self.balance)
+        held = (self.keys, self.values, self.queries)
         return list({t.untyped_storage().data_ptr(): t for t in held if t is not None}.values())
 
     def materialise(self) -> tuple[torch.Tensor, torch.Tensor]:

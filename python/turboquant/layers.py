@@ -9,6 +9,7 @@ from transformers.cache_utils import CacheLayerMixin
 from . import ops
 from .calibration import Calibration
 from .carrier import Carrier, Step, in_rows, rows_of
+from .held import Held
 from .pages import PagePool, PageTable
 from .settings import CacheSettings, sign_seed
 from .vectors import balance_from, check_vectors
@@ -26,6 +27,7 @@ class TurboQuantLayer(CacheLayerMixin):
         self.index = index
         self.readers = readers  # layers that attend to each update: itself, and those that share its KV
         self.pending: Step | None = None  # updated, not yet stored
+        self.held: Held | None = None  # all tokens, while they are too few to be coded: then the pages are empty
 
     # What transformers calls.
 
@@ -61,7 +63,7 @@ class TurboQuantLayer(CacheLayerMixin):
         """Stands the new tokens by, behind all earlier ones; see Step."""
         if self.pending is not None:
             self.flush()
-        if self.is_initialized and self.pages.length == 0 and key_states.shape[0] != self.batch:
+        if self.is_initialized and self.length == 0 and key_states.shape[0] != self.batch:
             self.is_initialized = False  # empty: another batch may begin
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -91,14 +93,17 @@ class TurboQuantLayer(CacheLayerMixin):
         kept = min(tokens_to_remove, length) if tokens_to_remove > 0 else max(length + tokens_to_remove, 0)
         if kept == length:
             return
-        self.pages.truncate(kept)
-        if self.recent_starts is not None:  # the ring holds what it held: the newest W before the crop
-            self.recent_starts.clamp_(min=max(length - self.settings.fringe_recent, 0)).clamp_(max=kept)
+        if self.held is not None:
+            self.held = self.held.first(kept)
+        else:
+            self.pages.truncate(kept)
+            if self.recent_starts is not None:  # the ring holds what it held: the newest W before the crop
+                self.recent_starts.clamp_(min=max(length - self.settings.fringe_recent, 0)).clamp_(max=kept)
         self._set_starts(tuple(min(start, kept) for start in self.starts))
 
     def reset(self) -> None:
-        """Forgets all tokens and the balance of the first call; the memory stays for the next ones."""
-        self.pending = None
+        """Forgets all tokens and the balance of the first ones; the memory stays for the next ones."""
+        self.pending = self.held = None
         if not self.is_initialized:
             return
         self.pages.truncate(0)
@@ -127,7 +132,9 @@ class TurboQuantLayer(CacheLayerMixin):
 
     @property
     def length(self) -> int:
-        return self.pages.length if self.is_initialized else 0
+        if not self.is_initialized:
+            return 0
+        return self.pages.length or (self.held.tokens if self.held is not None else 0)
 
     @property
     def batch(self) -> int:
@@ -178,34 +185,51 @@ class TurboQuantLayer(CacheLayerMixin):
         return out
 
     def attended(self, step: Step, query: torch.Tensor) -> None:
-        """One reader has its output. The first call's queries and keys fix the balance; the last reader stores."""
-        if self.settings.balance and not self.balance_frozen and step.balance is None and step.tokens:
-            token_starts = self.settings.token_starts(self.batch, step.tokens, self.device)
-            step.balance = ops.balance(rows_of(query), rows_of(step.keys), token_starts, self.starts_tensor)
+        """One reader has its output. The first tokens' queries and keys fix the balance; the last reader stores."""
+        if self.settings.balance and not self.balance_frozen and step.queries is None:
+            step.queries = query
         step.unread -= 1
         if step.unread <= 0:
             self.store(step)
 
     def store(self, step: Step) -> None:
-        """Encodes the step's tokens."""
-        settings, pages, tokens = self.settings, self.pages, step.tokens
-        if tokens:
-            key_signs, query_signs = self.key_signs, self.query_signs
-            if step.balance is not None:
-                key_signs, query_signs = self.signs / step.balance, self.signs * step.balance
-            pages.prepare(tokens)
-            try:
-                ops.encode(
-                    rows_of(step.keys), rows_of(step.values), settings.token_starts(self.batch, tokens, self.device), pages.table,
-                    self._lengths(), self.starts_tensor, pages.pool.data, self.fringe, self.recent_starts,
-                    key_signs, self.value_signs, self.base, settings.k_bits, settings.v_bits, settings.fringe_first,
-                )  # fmt: skip
-            except BaseException:
-                pages.truncate(pages.length)
-                raise
-            self.key_signs, self.query_signs, self.balance_frozen = key_signs, query_signs, True
-            pages.advance(tokens)
+        """Encodes the step's tokens, or holds them."""
+        if step.tokens:
+            if self.pages.length:
+                self._encode(step.keys, step.values, self.key_signs)
+            else:
+                self._begin(step)
         self._stored(step)
+
+    def _begin(self, step: Step) -> None:
+        """Holds the first tokens while they are few, else encodes all of them as one call."""
+        new = step.keys, step.values, step.queries
+        held = Held(*new) if self.held is None else self.held.then(*new)
+        if held.tokens < self.settings.hold:
+            self.held = held if self.held is not None else held.copy()
+            return
+        key_signs, query_signs = self.key_signs, self.query_signs
+        if held.queries is not None and not self.balance_frozen:
+            token_starts = self.settings.token_starts(self.batch, held.tokens, self.device)
+            balance = ops.balance(rows_of(held.queries), rows_of(held.keys), token_starts, self.starts_tensor)
+            key_signs, query_signs = self.signs / balance, self.signs * balance
+        self._encode(held.keys, held.values, key_signs)
+        self.key_signs, self.query_signs, self.balance_frozen, self.held = key_signs, query_signs, True, None
+
+    def _encode(self, keys: torch.Tensor, values: torch.Tensor, key_signs: torch.Tensor) -> None:
+        """Stores tokens behind those in the pages."""
+        settings, pages, tokens = self.settings, self.pages, keys.shape[2]
+        pages.prepare(tokens)
+        try:
+            ops.encode(
+                rows_of(keys), rows_of(values), settings.token_starts(self.batch, tokens, self.device), pages.table,
+                self._lengths(), self.starts_tensor, pages.pool.data, self.fringe, self.recent_starts,
+                key_signs, self.value_signs, self.base, settings.k_bits, settings.v_bits, settings.fringe_first,
+            )  # fmt: skip
+        except BaseException:
+            pages.truncate(pages.length)
+            raise
+        pages.advance(tokens)
 
     def _stored(self, step: Step) -> None:
         step.stored = True
@@ -216,6 +240,8 @@ class TurboQuantLayer(CacheLayerMixin):
 
     def dequantize(self, dtype: torch.dtype | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """All stored keys and values [batch, kv_heads, length, head_dim]; padding is zeros."""
+        if self.held is not None:
+            return self.held.decoded(self.starts_tensor, dtype or self.dtype)
         settings, pages = self.settings, self.pages
         return ops.decode(
             pages.pool.data, pages.table, self._lengths(), self.starts_tensor, self.fringe, self.recent_starts,
@@ -227,6 +253,9 @@ class TurboQuantLayer(CacheLayerMixin):
         """The history dequantised and the step's own tokens exact: what `attend` sees, as tensors."""
         if step.history == 0:
             return step.keys, step.values
+        if self.held is not None:
+            whole = self.held.then(step.keys, step.values, None)
+            return whole.keys, whole.values
         keys, values = self.dequantize(step.keys.dtype)
         return torch.cat([keys, step.keys], dim=2), torch.cat([values, step.values], dim=2)
 
@@ -263,6 +292,8 @@ class TurboQuantLayer(CacheLayerMixin):
             return
         self.flush()
         index = torch.tensor(sources, dtype=torch.int64, device=self.device)
+        if self.held is not None:
+            self.held = self.held.select(index)
         fringe, recent_starts = self.fringe, self.recent_starts
         if fringe is not None:
             fringe, recent_starts = fringe.index_select(0, index), recent_starts.index_select(0, index)
@@ -283,10 +314,11 @@ class TurboQuantLayer(CacheLayerMixin):
             + ((self.key_signs, self.query_signs) if self.key_signs is not self.signs else ()),
             "pending": self.pending.tensors() if self.pending else (),
         }
-        return {name: sum(t.nbytes for t in tensors if t is not None) for name, tensors in parts.items()}
+        held = self.held.nbytes() if self.held is not None else 0
+        return {name: sum(t.nbytes for t in tensors if t is not None) for name, tensors in parts.items()} | {"held": held}
 
     def _begin_balance(self) -> None:
-        """Balance 1 until the first call brings its own; the calibration's for good."""
+        """Balance 1 until the first tokens bring their own; the calibration's for good."""
         self.key_signs = self.query_signs = self.signs
         calibration = self.settings.calibration
         self.balance_frozen = calibration is not None

@@ -47,8 +47,8 @@ class OffloadedLayer(TurboQuantLayer):
         return carriers
 
     def offload(self) -> None:
-        """Pages and fringe go to the host, unless the last call's tokens still wait to be attended to."""
-        if not self.is_initialized or self.away or self.pending is not None:
+        """Pages and fringe go to the host, unless the last call's tokens still wait to be attended to, or nothing is coded yet."""
+        if not self.is_initialized or self.away or self.pending is not None or self.held is not None:
             return
         pages = self.pages.pool.data
         with self._copies():

@@ -29,6 +29,7 @@ class CacheSettings:
     seed: int
     max_tokens: int | None
     calibration: Calibration | None = None  # balance vectors from a file, which then are the balance
+    hold: int = 0  # the first tokens are coded when there are so many (held.py); 0: at once
     masks: MaskReader = field(default_factory=MaskReader)
     warned: set[str] = field(default_factory=set)
     _token_starts: dict = field(default_factory=dict)

@@ -23,7 +23,8 @@ class TurboQuantStaticCache(Cache):
 
     So a decoding step can be compiled (`torch.compile(model, mode="reduce-overhead", fullgraph=True)`; `generate` does by itself) or
     captured in a CUDA graph. The first call must not be; or call `early_initialization` before. The options are those of
-    `TurboQuantCache`, and the same calls give the same bytes (beside layers that slide: but for the order of their sums).
+    `TurboQuantCache` but for `hold`: each call is coded at once, so the first should bring 64 tokens or more. The same calls give the
+    same bytes as a `TurboQuantCache(hold=0)` (beside layers that slide: but for the order of their sums).
 
     What goes wrong inside a compiled or captured call (more tokens than fit, a mask that changes) cannot be an error there. The next
     call that goes through the host raises it: `length`, `check`, `crop`, `reset`, `memory`, a reordering.
@@ -41,7 +42,7 @@ class TurboQuantStaticCache(Cache):
     ) -> None:
         if max_tokens is None:
             raise ValueError("max_tokens=None: a static cache is of a fixed size; TurboQuantCache grows")
-        growing = TurboQuantCache(config, k_bits, v_bits, fringe, balance, seed, max_tokens)  # its checks are ours
+        growing = TurboQuantCache(config, k_bits, v_bits, fringe, balance, seed, max_tokens, hold=0)  # its checks are ours
         text = config.get_text_config(decoder=True)
         self.settings = growing.settings
         self.state = StaticState(max_tokens)

@@ -11,6 +11,7 @@ from transformers import AttentionInterface
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from turboquant import ops
+from turboquant.cache import HOLD
 from turboquant.settings import sign_seed
 
 NAME = "turboquant_oracle"
@@ -53,11 +54,12 @@ class Handle:
 class OracleLayer(CacheLayerMixin):
     is_sliding, is_croppable = False, True
 
-    def __init__(self, index, k_bits, v_bits, fringe, balance, seed):
+    def __init__(self, index, k_bits, v_bits, fringe, balance, seed, hold=0):
         super().__init__()
         self.index, self.bits, self.seed = index, (k_bits, v_bits), seed
         self.first, self.recent = fringe or (0, 0)
         self.balance, self.length = balance, 0
+        self.hold, self.calls = hold, []  # (query, keys, values) that wait until there are `hold` tokens
 
     def lazy_initialization(self, key_states, value_states):
         batch, heads, _, dim = key_states.shape
@@ -84,6 +86,9 @@ class OracleLayer(CacheLayerMixin):
         return torch.arange(batch * PAGES, **on).view(batch, PAGES), torch.full((batch,), self.length, **on)
 
     def history(self, dtype=torch.float32):
+        if self.calls:
+            real = (torch.arange(self.length, device=self.starts.device) >= self.starts[:, None])[:, None, :, None]
+            return tuple(torch.where(real, torch.cat(x, 2), 0).to(dtype) for x in list(zip(*self.calls))[1:])
         table, lengths = self._where()
         s = 1 if self.s is None else self.s
         return ops.decode(
@@ -99,6 +104,13 @@ class OracleLayer(CacheLayerMixin):
             self.starts = torch.where(self.starts >= self.length, first, self.starts)
 
     def append(self, query, keys, values):
+        if self.calls or self.length == 0:
+            self.calls.append((query, keys, values))
+            self.length += keys.shape[2]
+            if self.length < self.hold:
+                return
+            query, keys, values = (torch.cat(x, 2) for x in zip(*self.calls))
+            self.calls, self.length = [], 0
         table, lengths = self._where()
         batch, _, tokens, _ = keys.shape
         query, keys, values = (x.transpose(1, 2).flatten(0, 1).contiguous() for x in (query, keys, values))
@@ -123,7 +135,10 @@ class OracleLayer(CacheLayerMixin):
     def crop(self, tokens_to_remove):
         n = tokens_to_remove
         kept = min(n, self.length) if n > 0 else max(self.length + n, 0)
-        if self.is_initialized and self.recent_starts is not None and kept < self.length:
+        if self.calls and kept < self.length:
+            whole = (torch.cat(x, 2)[:, :, :kept] for x in zip(*self.calls))
+            self.calls = [tuple(whole)] if kept else []
+        elif self.is_initialized and self.recent_starts is not None and kept < self.length:
             held = torch.clamp(self.recent_starts, min=self.length - self.recent)
             self.recent_starts = torch.clamp(held, max=kept)
         self.length = kept
@@ -133,6 +148,7 @@ class OracleLayer(CacheLayerMixin):
             for name in ("pages", "fringe", "recent_starts", "starts"):
                 if getattr(self, name) is not None:
                     setattr(self, name, getattr(self, name)[index.to(self.pages.device)].clone())
+            self.calls = [tuple(x[index.to(x.device)] for x in call) for call in self.calls]
 
     reorder_cache = batch_select_indices = _pick
 
@@ -140,14 +156,14 @@ class OracleLayer(CacheLayerMixin):
         self._pick(torch.arange(self.pages.shape[0]).repeat_interleave(repeats))
 
     def reset(self):
-        self.length, self.is_initialized = 0, False
+        self.length, self.is_initialized, self.calls = 0, False, []
 
 
 class OracleCache(Cache):
-    def __init__(self, config, k_bits=4, v_bits=4, fringe=(4, 28), balance=True, seed=0, dtype=torch.float64):
+    def __init__(self, config, k_bits=4, v_bits=4, fringe=(4, 28), balance=True, seed=0, hold=HOLD, dtype=torch.float64):
         layers = DynamicCache(config=config.get_text_config(decoder=True)).layers
         layers = [
-            OracleLayer(i, k_bits, v_bits, fringe, balance, seed) if type(layer) is DynamicLayer else layer
+            OracleLayer(i, k_bits, v_bits, fringe, balance, seed, hold) if type(layer) is DynamicLayer else layer
             for i, layer in enumerate(layers)
         ]
         for layer in layers:

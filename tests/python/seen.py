@@ -2,9 +2,10 @@
 """What every query of a finished generation saw, attended to the plain way and all at once.
 
 A second model, fed the whole text in one call, attends with "turboquant_seen": a query of the call that began at
-position c saw that call's keys and values as the model gives them, the S first and the W newest tokens before c
-through the fringe's 16 bits, and all others through the codes that the generation left in its pages. One softmax over
-three columns a token, of which the mask shows one. So the codes are the same, and what differs is arithmetic.
+position c saw that call's keys and values as the model gives them (calls that were held together are one here), the S
+first and the W newest tokens before c through the fringe's 16 bits, and all others through the codes that the
+generation left in its pages. One softmax over three columns a token, of which the mask shows one. So the codes are
+the same, and what differs is arithmetic.
 """
 
 from contextlib import contextmanager
@@ -44,6 +45,9 @@ class Seen(CacheLayerMixin):
         super().__init__()
         settings = layer.settings
         keys, values = (torch.cat(x, 2) for x in zip(*calls))
+        calls = list(calls)
+        while len(calls) > 1 and calls[0][0].shape[2] < settings.hold:  # they saw each other as they are, and are coded as one
+            calls[:2] = [tuple(torch.cat(x, 2) for x in zip(*calls[:2]))]
         batch, heads, tokens, head_dim = keys.shape
         device = keys.device
         lengths = torch.full((batch,), tokens, dtype=torch.int32, device=device)

@@ -42,7 +42,7 @@ class StaticPair:
     def __init__(self, model, max_tokens=200, batch=2, twin=False, **options):
         self.model = enable(model)
         self.static = TurboQuantStaticCache(model.config, max_tokens, **options)
-        self.growing = TurboQuantStaticCache(model.config, max_tokens, **options) if twin else TurboQuantCache(model.config, **options)
+        self.growing = TurboQuantStaticCache(model.config, max_tokens, **options) if twin else TurboQuantCache(model.config, hold=0, **options)
         self.same_bytes = twin or not slides(self.static)
         self.batch, self.device = batch, where.DEVICE
         self.generator = torch.Generator().manual_seed(7)

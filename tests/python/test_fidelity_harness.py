@@ -12,13 +12,13 @@ from tiny_models import prompt, tiny_model
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-from fidelity import codec, paper  # noqa: E402
+from fidelity import codec, ours, paper  # noqa: E402
 from fidelity.attention import Exact, Recorder, Study, attend, logits  # noqa: E402
 from fidelity.bits import pack, unpack  # noqa: E402
 from fidelity.blocks import block_errors  # noqa: E402
 from fidelity.codec import Coded, Layer  # noqa: E402
 from fidelity.metrics import compare, summary  # noqa: E402
-from fidelity.ours import Recipe, call_sizes  # noqa: E402
+from fidelity.ours import Recipe, call_sizes, joined  # noqa: E402
 from fidelity.peers import kivi, llama_cpp, vllm_turboquant  # noqa: E402
 from fidelity.peers.int4_per_token_head import int4_per_token_head  # noqa: E402
 from fidelity.recipe import Sketch  # noqa: E402
@@ -27,6 +27,9 @@ from fidelity.variants import Context, variants  # noqa: E402
 from gguf import GGMLQuantizationType, quants  # noqa: E402
 
 from turboquant import ops  # noqa: E402
+from turboquant.cache import HOLD  # noqa: E402
+from turboquant.layers import TurboQuantLayer  # noqa: E402
+from turboquant.settings import CacheSettings  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TOKENS = 300
@@ -88,7 +91,7 @@ def test_the_model_attends_as_before_afterwards(model, tokens):
 
 
 @pytest.mark.parametrize(
-    "kept", [Exact(), Exact(recent=-1), Exact(4, 28), Exact(recent=128), Exact(block=128), Exact(first=TOKENS)], ids=str
+    "kept", [Exact(), Exact(recent=-1), Exact(4, 28), Exact(recent=128), Exact(block=128), Exact(first=TOKENS), Exact(4, 28, hold=64)], ids=str
 )
 def test_what_is_kept_exact_is_what_a_mask_over_the_whole_matrix_says(kept):
     given = layer()
@@ -99,7 +102,7 @@ def test_what_is_kept_exact_is_what_a_mask_over_the_whole_matrix_says(kept):
 
     def is_exact(kept):
         newest = position >= position[:, None] // kept.block * kept.block if kept.block else age <= kept.recent
-        return newest | (position < kept.first)
+        return newest | (position < kept.first) | (position[:, None] < kept.hold)
 
     for head in range(6):
         query, keys, values = given.query[head], given.keys[head // 3].half().float(), given.values[head // 3].half().float()
@@ -222,6 +225,33 @@ def test_calls_of_a_cache_sum_to_the_text():
     assert call_sizes(10, ()) == [10]
     assert call_sizes(10, (4, 3)) == [4, 3, 3]
     assert call_sizes(3, (1,)) == [1, 1, 1]
+    assert call_sizes(9, (1,), hold=4) == [4, 1, 1, 1, 1, 1] and call_sizes(9, (3,), hold=4) == [6, 3]
+    assert call_sizes(9, (), hold=64) == [9]
+
+
+@pytest.mark.parametrize("calls", [(1,), (8, 1), (65, 1), (64, 1)], ids=str)
+def test_joined_calls_leave_the_same_codes(calls, monkeypatch):
+    given = layer()
+    assert joined([64, *[1] * 130]) == [64, 1, 63, 1, 63, 1, 1]
+    fast = Recipe(4, 4, calls)(given)
+    monkeypatch.setattr(ours, "joined", lambda sizes: sizes)
+    slow = Recipe(4, 4, calls)(given)
+    assert torch.equal(fast.keys, slow.keys) and torch.equal(fast.values, slow.values)
+
+
+def test_tokens_appended_one_by_one_are_coded_as_by_a_cache_that_gets_them_so():
+    """The row "append" is the product's rule: the same keys and values as a TurboQuantCache's layer holds."""
+    given = layer(tokens=200)
+    settings = CacheSettings(4, 4, 0, 0, True, 0, None, hold=HOLD)
+    product = TurboQuantLayer(settings, 0)
+    for token in range(200):
+        product.update(given.keys[None, :, token : token + 1], given.values[None, :, token : token + 1])
+        product.attended(product.pending, given.query[None, :, token : token + 1])
+    keys, values = product.dequantize(torch.float32)
+    row = variants()["recipe 4/4 append"].build(Context(4, 64, dict))
+    assert row.keys.hold == row.values.hold == HOLD
+    coded = row.codec(given)
+    assert torch.equal(coded.keys, keys[0]) and torch.equal(coded.values, values[0])
 
 
 def test_every_variant_runs_on_a_text_that_ends_within_a_page():

@@ -72,6 +72,12 @@ def test_256_greedy_tokens_are_those_of_plain_attention_over_what_each_query_saw
     assert all(layer.length == 80 + TOKENS - 1 for layer in full)  # the last token is never fed back
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_text_of_every_family_begins_with_few_tokens(family):
+    cache = check(tiny_model(family), dict(input_ids=prompt(batch=2, tokens=3, seed=3)["input_ids"]), tokens=90)
+    assert all(layer.held is None and layer.length == 92 for layer in cache.layers if isinstance(layer, TurboQuantLayer))
+
+
 @pytest.mark.parametrize("family", VISION)
 def test_256_tokens_about_images(family):
     check(*tiny_vision(family))

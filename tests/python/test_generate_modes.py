@@ -78,6 +78,29 @@ def test_left_padded_batches(family, seed):
     assert_same_greedy_text(ours, oracle)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, dict(num_beams=3), dict(do_sample=True, top_k=20, num_return_sequences=2), dict(prompt_lookup_num_tokens=5), dict(prefill_chunk_size=4)],
+    ids=str,
+)
+def test_every_way_may_begin_with_few_tokens(llama, options):
+    """80 more than 9: the first 64 are held, then coded."""
+    inputs = prompt(batch=1 if "prompt_lookup_num_tokens" in options else 2, tokens=9, seed=4)
+    if "prompt_lookup_num_tokens" not in options:
+        inputs["input_ids"][0, :5], inputs["attention_mask"][0, :5] = 0, 0
+    oracle, ours = both(llama, inputs, tokens=80, **options)
+    assert torch.equal(ours.sequences, oracle.sequences)
+
+
+def test_assisted_decoding_may_begin_with_few_tokens(llama):
+    assistant = tiny_model()
+    torch.manual_seed(0)
+    for parameter in assistant.parameters():
+        parameter.data += 0.01 * torch.randn(parameter.shape).to(parameter.device)
+    oracle, ours = both(llama, prompt(tokens=9, seed=4), tokens=80, assistant_model=assistant)
+    assert torch.equal(ours.sequences, oracle.sequences)
+
+
 @pytest.mark.parametrize(("padding", "seed"), [((), 11), ((0, 40), 13)], ids=["no padding", "left padding"])
 def test_chunked_prefill(llama, padding, seed):
     inputs = prompt(batch=2, tokens=100, padding=padding, seed=seed)

@@ -25,7 +25,7 @@ def llama():
 def test_text_and_bytes_are_those_of_the_growing_cache(family, padding):
     model = tiny_model(family)
     inputs = prompt(batch=2, padding=padding, seed=4)
-    growing, static = TurboQuantCache(model.config), TurboQuantStaticCache(model.config, max_tokens=100)
+    growing, static = TurboQuantCache(model.config, hold=0), TurboQuantStaticCache(model.config, max_tokens=100)
     expected = generate(model, "turboquant", growing, inputs, tokens=20)
     ours = generate(model, "turboquant", static, inputs, tokens=20)
     assert torch.equal(ours.sequences, expected.sequences)
@@ -99,7 +99,7 @@ def test_a_prompt_in_chunks_with_padding_longer_than_the_first(llama):
 def test_ways_of_generating(llama, options):
     inputs = prompt(tokens=30, seed=6)
     inputs = {name: x.repeat(1, 3) for name, x in inputs.items()}
-    expected = generate(llama, "turboquant", TurboQuantCache(llama.config), inputs, **options)
+    expected = generate(llama, "turboquant", TurboQuantCache(llama.config, hold=0), inputs, **options)
     ours = generate(llama, "turboquant", TurboQuantStaticCache(llama.config, max_tokens=110), inputs, **options)
     assert torch.equal(ours.sequences, expected.sequences)
 

@@ -55,7 +55,7 @@ def test_generate_compiles_by_itself(family):
     model, inputs = tiny_model(family), prompt(batch=2, padding=(0, 9), seed=4, tokens=40)
     if family == "gpt_oss":  # the loop over experts does not compile
         model.set_experts_implementation("grouped_mm")
-    growing, static = TurboQuantCache(model.config), TurboQuantStaticCache(model.config, max_tokens=64)
+    growing, static = TurboQuantCache(model.config, hold=0), TurboQuantStaticCache(model.config, max_tokens=64)
     config = CompileConfig(fullgraph=True, backend="aot_eager", mode=None)
     config._compile_all_devices = True  # else on a GPU only
     expected = generate(model, "turboquant", growing, inputs, tokens=8)

@@ -50,7 +50,7 @@ def verify(
             sums[key] = sums[key] + found if key in sums else found
 
     for text in texts:
-        layers = TurboQuantCache(model.config, k_bits, v_bits, fringe=None, balance=balance, seed=seed).layers
+        layers = TurboQuantCache(model.config, k_bits, v_bits, fringe=None, balance=balance, seed=seed, hold=0).layers
         observe(model, text, look)
     errors = []
     for (layer, head), (key, key0, value, value0, out, out0, kl, count) in ((k, s.tolist()) for k, s in sums.items()):
