@@ -127,6 +127,7 @@ _calibrated_rows(
 )
 _calibrated_rows("recipe 4/4 append", "ablation", lambda made: Recipe(4, 4, (1,), "calibrated", made["balances"], hold=HOLD), APPEND)
 _add(f"recipe 4/4 append fringe {_label(FRINGE)}", "ablation", _both(Recipe(4, 4, calls=(1,), hold=HOLD), replace(FRINGE, hold=HOLD)))
+_calibrated_rows("recipe 4/4 append, 0 held", "ablation", lambda made: Recipe(4, 4, (1,), "calibrated", made["balances"]))
 for hold in HOLDS:
     if hold:
         _add(f"recipe 4/4 prefill {hold}, then append", "ablation", _both(Recipe(4, 4, calls=(hold, 1))))
