@@ -12,7 +12,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import av
 import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -70,6 +69,8 @@ def write_picture(path: Path, side: int) -> None:
 
 def write_clip(path: Path, side: int, frames: int, rate: int) -> None:
     """Grey frames, each brighter than the last one."""
+    import av
+
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=rate)
         stream.width = stream.height = side

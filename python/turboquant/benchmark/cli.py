@@ -13,8 +13,6 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     # Models are given as files; nothing here asks a hub.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    # The GGUF reader's own bars, besides ours.
-    os.environ.setdefault("TQDM_DISABLE", "1")
     from turboquant.benchmark.errors import BenchmarkError
 
     try:

@@ -54,7 +54,7 @@ def compare(subject: Subject, inputs: dict, plan: Plan, progress: Progress) -> C
     # Refuses an unsupported model before anything is run.
     ours.make_cache(prompt_tokens + plan.max_new_tokens)
 
-    _warm_up(model, inputs, (plain, ours), progress)
+    _warm_up(model, inputs, (plain, ours), plan, progress)
     baseline, baseline_words = choose(model, inputs, static, plan.baseline_attention, progress)
     continuation, runs = _generations(model, inputs, baseline, ours, plan, progress)
     texts = _compare_on_text(subject, inputs, (plain, ours), plan, progress)
@@ -98,14 +98,14 @@ def compare(subject: Subject, inputs: dict, plan: Plan, progress: Progress) -> C
     return Comparison(report, decoded, fidelity)
 
 
-def _warm_up(model: PreTrainedModel, inputs: dict, arms: tuple[Arm, Arm], progress: Progress) -> None:
+def _warm_up(model: PreTrainedModel, inputs: dict, arms: tuple[Arm, Arm], plan: Plan, progress: Progress) -> None:
     """Starts threads and loads what is loaded lazily: a few tokens where the prompt can be cut, else all of it; on a GPU too, where
-    cuDNN plans anew at each length and allocations of a new size wait for the driver."""
+    cuDNN plans anew at each length, allocations of a new size wait for the driver, and steps are compiled for one capacity."""
     if _only_text(inputs) and model.device.type != "cuda":
         inputs = {key: value[:, :WARMUP_TOKENS] for key, value in inputs.items()}
     with progress.task("warm-up"):
         for arm in arms:
-            generate(model, inputs, arm, 2)
+            generate(model, inputs, arm, 2, room=plan.max_new_tokens)
 
 
 def _generations(

@@ -34,15 +34,16 @@ def generate(
     arm: Arm,
     max_new_tokens: int,
     *,
+    room: int | None = None,
     forced: Sequence[int] | None = None,
     keep_logits: bool = False,
     on_token: Callable[[], None] = lambda: None,
 ) -> Generation:
-    """Greedy. With `forced`, every step's choice is replaced by the next forced token (teacher forcing through the path in use)."""
+    """Greedy; the cache has room for `room` tokens (default: `max_new_tokens`) after the prompt. With `forced`, every step's choice is replaced by the next forced token (teacher forcing through the path in use)."""
     clock = _Clock(model.device, on_token)
     processors = LogitsProcessorList([] if forced is None else [_Forced(forced)])
     prompt_tokens = inputs["input_ids"].shape[1]
-    cache = arm.make_cache(prompt_tokens + max_new_tokens)
+    cache = arm.make_cache(prompt_tokens + (room or max_new_tokens))
     peak = memory.Peak(model.device)
     with arm.attention():
         clock.start()

@@ -14,12 +14,16 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def read_once() -> Iterator[None]:
-    """Within it a GGUF file that was read is not read again; it must not change meanwhile."""
+    """Within it a GGUF file that was read is not read again (it must not change meanwhile), and no bar is drawn beside ours."""
     import gguf
+    from transformers import modeling_gguf_pytorch_utils as loader
 
-    kept = gguf.GGUFReader, gguf.get_tensor_name_map
-    gguf.GGUFReader, gguf.get_tensor_name_map = (functools.cache(make) for make in kept)
-    try:
+    with contextlib.ExitStack() as stack:
+        for module, name, other in (
+            (gguf, "GGUFReader", functools.cache(gguf.GGUFReader)),
+            (gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map)),
+            (loader, "tqdm", lambda tensors, **_: tensors),
+        ):
+            stack.callback(setattr, module, name, getattr(module, name))
+            setattr(module, name, other)
         yield
-    finally:
-        gguf.GGUFReader, gguf.get_tensor_name_map = kept

@@ -27,7 +27,6 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def tidy_process(threads: int | None) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")
     import torch
     from transformers.utils import logging
 

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from transformers import LlamaConfig
 
 pytest.importorskip("rich", reason="the benchmark's own packages are not installed: pip install 'turboquant[benchmark]'")
@@ -49,7 +50,10 @@ def test_a_longest_context_is_found_for_both_caches(folder):
     assert 0 < found["baseline"] * 2048 < 2 << 30 and 3 * found["baseline"] < found["turboquant"] < (2 << 30) / (2048 * 17 / 64)
 
 
-def test_steps_of_fixed_capacity_are_compiled_by_generate(folder):
+def test_steps_of_fixed_capacity_are_compiled_by_generate_once_for_each_cache(folder):
+    torch._dynamo.reset()
+    counters.clear()
     found = run(folder, "--max-new-tokens", "16", "--chunk", "0", "--static")
     assert found["baseline"]["cache"] == "StaticCache" and found["speed"]["turboquant"]["steps"] > 0
     assert found["fidelity"]["continuation"]["positions"] == 15
+    assert counters["stats"]["unique_graphs"] == 2
