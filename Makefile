@@ -118,8 +118,8 @@ GPU_AB = $(GPU_RUN) -m turboquant.benchmark --device cuda --commit $(COMMIT)
 GPU_DEMO := build/gpu-bench/benchmark
 GPU_VISION := build/gpu-bench/qwen3-vl-2b-random
 gpu-demo: gpu-package
-	$(GPU_AB) --demo --longest --json $(GPU_DEMO)_text.json --plot $(GPU_DEMO)_text.png $(DEMO_ARGS)
-	$(GPU_AB) --demo --static --json $(GPU_DEMO)_static.json --plot $(GPU_DEMO)_static.png $(DEMO_ARGS)
+	$(GPU_AB) --demo --max-new-tokens 256 --longest --json $(GPU_DEMO)_text.json --plot $(GPU_DEMO)_text.png $(DEMO_ARGS)
+	$(GPU_AB) --demo --max-new-tokens 256 --static --json $(GPU_DEMO)_static.json --plot $(GPU_DEMO)_static.png $(DEMO_ARGS)
 	$(GPU_RUN) benchmarks/vision_model.py $(GPU_VISION)
 	$(GPU_AB) --model $(GPU_VISION) --random-weights --prompt "w1 w2 w3" \
 	  --image $(GPU_VISION)/picture.png --json $(GPU_DEMO)_image.json $(DEMO_ARGS)
