@@ -45,7 +45,7 @@ def full(report: dict, where: str) -> str:
         parts += [f"{heading(rows[0])}: recipe 4/4, mean KL where the S first and the W newest tokens are kept in 16 bits", grid]
     groups: dict[tuple, list[dict]] = {}
     for row in report["variants"]:
-        if not (row["stress"] == "none" and row["texts"] == list(texts)):
+        if (row["stress"], row["tokens"], row["texts"]) != ("none", rows[0]["tokens"], list(texts)):
             groups.setdefault((row["model"], row["stress"], row["tokens"], tuple(row["texts"])), []).append(row)
     for group in sorted(groups.values(), key=lambda rows: (rows[0]["stress"] != "none", rows[0]["tokens"], -len(rows[0]["texts"]))):
         own = [row for row in group if row["only_here"] or row["variant"] in REFERENCES]
