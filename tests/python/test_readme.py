@@ -41,23 +41,18 @@ def test_the_python_blocks_run_as_they_stand(from_files, capsys):
     assert names["compressed"].compression_stats()["v_bits"] == 3
 
 
+def tool(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"tools/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.mark.parametrize("name", ["readme_table", "model_table", "gpu_table", "fidelity_table"])
 def test_the_tables_say_what_the_committed_runs_say(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"tools/{name}.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    assert tool.split(README)[1] == tool.rendered(), f"run tools/{name}.py"
+    assert tool(name).split(README)[1] == tool(name).rendered(), f"run tools/{name}.py"
 
 
-def test_docs_fidelity_says_what_the_committed_runs_say():
-    spec = importlib.util.spec_from_file_location("fidelity_table", ROOT / "tools/fidelity_table.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    assert tool.split((ROOT / "docs/fidelity.md").read_text())[1] == tool.rendered_in_full(), "run tools/fidelity_table.py"
-
-
-def test_docs_attend_says_what_the_committed_gpu_runs_say():
-    spec = importlib.util.spec_from_file_location("gpu_table", ROOT / "tools/gpu_table.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    assert tool.split((ROOT / "docs/attend.md").read_text())[1] == tool.rendered_in_full(), "run tools/gpu_table.py"
+@pytest.mark.parametrize(("document", "name"), [("fidelity", "fidelity_table"), ("attend", "gpu_table"), ("benchmark", "benchmark_table")])
+def test_the_documents_say_what_the_committed_runs_say(document, name):
+    assert tool(name).split((ROOT / f"docs/{document}.md").read_text())[1] == tool(name).rendered_in_full(), f"run tools/{name}.py"
