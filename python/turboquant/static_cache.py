@@ -45,24 +45,21 @@ class TurboQuantStaticCache(Cache):
         growing = TurboQuantCache(config, k_bits, v_bits, fringe, balance, seed, max_tokens, hold=0)  # its checks are ours
         text = config.get_text_config(decoder=True)
         self.settings = growing.settings
-        self.state = StaticState(max_tokens)
         layers = list(growing.layers)
-        full = [i for i, layer in enumerate(layers) if isinstance(layer, TurboQuantLayer)]
-        self.state.others = len(full) < len(layers)
+        readers = {i: layer.readers for i, layer in enumerate(layers) if isinstance(layer, TurboQuantLayer)}
+        self.state = StaticState(max_tokens, self.settings, readers, others=len(readers) < len(layers))
         for i, layer in enumerate(layers):
-            if i in full:
-                layers[i] = TurboQuantStaticLayer(
-                    self.settings, self.state, i, _q_heads(text, i), layer.readers, first=i == full[0], last=i == full[-1]
-                )
+            if i in readers:
+                layers[i] = TurboQuantStaticLayer(self.settings, self.state, i, _q_heads(text, i))
             elif isinstance(layer, DynamicSlidingWindowLayer):
                 layers[i] = StaticWindowLayer(layer.sliding_window, max_tokens)
         super().__init__(layers=layers)
-        self.compressed = [layers[i] for i in full]
+        self.compressed = [layers[i] for i in readers]
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple:
         layer = self.layers[layer_idx]
         if isinstance(layer, TurboQuantStaticLayer):
-            return layer.begin_step(self.state, key_states, value_states)
+            return layer.begin_step(layer_idx, self.state, key_states, value_states)
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
     def length(self) -> int:
@@ -100,7 +97,7 @@ class TurboQuantStaticCache(Cache):
             if layer.is_croppable:
                 layer.crop(kept - length)
         if kept != length:
-            self.state.set_length(length, kept, self.settings.fringe_recent)
+            self.state.set_length(length, kept)
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         self._select(beam_idx.tolist())

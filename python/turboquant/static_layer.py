@@ -20,13 +20,17 @@ from .vectors import balance_from, check_vectors
 class StaticStep:
     """One update of one layer: the call's own keys and values [batch, kv_heads, tokens, head_dim]."""
 
-    def __init__(self, layer: TurboQuantStaticLayer, state: StaticState, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def __init__(
+        self, layer: TurboQuantStaticLayer, index: int, state: StaticState, keys: torch.Tensor, values: torch.Tensor
+    ) -> None:
         self.layer = layer
+        self.index = index
         self.state = state
         self.keys = keys
         self.values = values
         self.tokens = keys.shape[2]
-        self.unread = layer.readers
+        self.readers = state.readers_of(index)
+        self.unread = self.readers
 
 
 class StaticHalf:
@@ -53,28 +57,21 @@ class StaticHalf:
 
 
 class TurboQuantStaticLayer(CacheLayerMixin):
-    """`first` and `last`: of the cache's layers of this kind, which share `state`.
-
-    A decoding step reads few attributes, and what layers share (`state`) comes with the step: before each call, torch.compile
-    looks at whatever the traced code has read, and at an object that is found in several places by a function of Python.
+    """A decoding step reads few attributes of a layer, its tensors, and takes what layers share from `state`, which comes with the
+    step: before each call, torch.compile looks at whatever the traced code has read, for each layer again, and at an object
+    that is found in several places by a function of Python.
     """
 
     is_sliding = False
     is_compileable = True
     is_croppable = True
 
-    def __init__(
-        self, settings: CacheSettings, state: StaticState, index: int, q_heads: int, readers: int, first: bool, last: bool
-    ) -> None:
+    def __init__(self, settings: CacheSettings, state: StaticState, index: int, q_heads: int) -> None:
         super().__init__()
         self.settings = settings
         self.state = state
-        self.widths = (settings.k_bits, settings.v_bits, settings.fringe_first)
         self.index = index
         self.q_heads = q_heads
-        self.readers = readers  # layers that attend to each update: itself, and those that share its KV
-        self.first = first
-        self.last = last
 
     @property
     def batch(self) -> int:
@@ -125,17 +122,19 @@ class TurboQuantStaticLayer(CacheLayerMixin):
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs) -> tuple[StaticHalf, StaticHalf]:
         """Stores nothing: whoever attends does."""
-        return self.begin_step(self.state, key_states, value_states)
+        return self.begin_step(self.index, self.state, key_states, value_states)
 
-    def begin_step(self, state: StaticState, keys: torch.Tensor, values: torch.Tensor) -> tuple[StaticHalf, StaticHalf]:
-        if not self.is_initialized:
-            check_vectors(self.index, keys, values, None)
+    def begin_step(
+        self, index: int, state: StaticState, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[StaticHalf, StaticHalf]:
+        if state.empty and not self.is_initialized:
+            check_vectors(index, keys, values, None)
             self.lazy_initialization(keys, values)
         have = (state.row_of.shape[0] - 1, *self.all_signs.shape[1:], self.pages.device)
-        check_vectors(self.index, keys, values, have, "use a new cache")
-        if self.first:
-            state.begin(keys.shape[2], self.settings.fringe_recent)
-        step = StaticStep(self, state, keys, values)
+        check_vectors(index, keys, values, have, "use a new cache")
+        if index == state.first:
+            state.begin(keys.shape[2])
+        step = StaticStep(self, index, state, keys, values)
         return StaticHalf(step), StaticHalf(step)
 
     def get_seq_length(self) -> int | torch.Tensor:
@@ -163,32 +162,30 @@ class TurboQuantStaticLayer(CacheLayerMixin):
         state, tokens = step.state, step.tokens
         if query.shape[2] != tokens:
             raise ValueError(f"{query.shape[2]} queries came with {tokens} keys of their own: their numbers must be equal")
-        first_reader, last_reader = step.unread == self.readers, step.unread == 1
+        first_reader, last_reader = step.unread == step.readers, step.unread == 1
         step.unread -= 1
         if state.empty:
-            if self.first and first_reader:
+            if step.index == state.first and first_reader:
                 read_first_mask(state, mask, tokens)
             out = exact()
             if self.settings.balance and not self.balance_frozen and first_reader:
                 self.take_balance(step, query)
             if last_reader:
                 self.encode(step)
+                self.balance_frozen = True
         else:
-            if self.first and first_reader:
+            if step.index == state.first and first_reader:
                 read_later_mask(state, mask, tokens)
             out = self.attend(step, query, options, last_reader)
-        if last_reader:
-            if not self.balance_frozen:
-                self.balance_frozen = True
-            if self.last:
-                state.advance(tokens)
+        if last_reader and step.index == state.last:
+            state.advance(tokens)
         return out
 
     def attend(self, step: StaticStep, query: torch.Tensor, options: Any, encode: bool) -> torch.Tensor:
         batch, heads, tokens, head_dim = query.shape
         state = step.state
         sequences = (self.pages, state.table, state.position(tokens), state.starts, self.fringe, state.recent_starts)
-        numbers = (*self.widths, options.scale, options.softcap, options.window)
+        numbers = (*state.widths, options.scale, options.softcap, options.window)
         own = (query, step.keys, step.values)
         rest = (state.token_starts(tokens), *sequences)
         key_signs, query_signs, value_signs = self.all_signs.unbind()
@@ -206,7 +203,7 @@ class TurboQuantStaticLayer(CacheLayerMixin):
         ops.encode(
             rows_of(step.keys), rows_of(step.values), state.token_starts(step.tokens), state.table, state.position(step.tokens),
             state.starts, self.pages, self.fringe, state.recent_starts, self.key_signs, self.all_signs[2], self.base,
-            *self.widths,
+            *state.widths,
         )  # fmt: skip
 
     def take_balance(self, step: StaticStep, query: torch.Tensor) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 
 from .pages import PAGE_TOKENS
+from .settings import CacheSettings
 
 REMEDY = "call cache.reset(), or use a new cache"
 
@@ -31,8 +32,14 @@ class StaticState:
     `length()` is an error.
     """
 
-    def __init__(self, max_tokens: int) -> None:
+    def __init__(self, max_tokens: int, settings: CacheSettings, readers: dict[int, int], others: bool) -> None:
+        """`readers`: of each compressed layer, by its index, how many layers attend to each update: itself, and those that share
+        its KV."""
         self.max_tokens = max_tokens
+        self.widths = (settings.k_bits, settings.v_bits, settings.fringe_first)
+        self.fringe_recent = settings.fringe_recent
+        self.first, self.last = min(readers, default=None), max(readers, default=None)
+        self.readers = None if set(readers.values()) <= {1} else readers  # None: one each
         self.pages = -(-max_tokens // PAGE_TOKENS)  # of each sequence
         self.batch = 0  # 0: nothing is allocated
         self.empty = True  # no call has stored tokens
@@ -40,7 +47,7 @@ class StaticState:
         self.known: int | None = 0  # the length, where the host knows it
         self.captured = False  # a CUDA graph may move `lengths` at any time, and has these addresses
         self.open = 0  # tokens of a call that began and has not ended
-        self.others = False  # the cache has layers of other kinds, which keep what a failed call gave them
+        self.others = others  # the cache has layers of other kinds, which keep what a failed call gave them
         self.reported = False  # `length()` has raised already
 
     def allocate(self, batch: int, device: torch.device) -> None:
@@ -69,12 +76,15 @@ class StaticState:
 
     # A call: begin by the first layer, advance by the last.
 
-    def begin(self, tokens: int, fringe_recent: int) -> None:
+    def readers_of(self, index: int) -> int:
+        return 1 if self.readers is None else self.readers[index]
+
+    def begin(self, tokens: int) -> None:
         """What the host can know before anything is written."""
         if self.open and self.others:
             raise RuntimeError(f"a call failed between layers, and those that slide or are linear hold its tokens: {REMEDY}")
         if self.open:  # the call before this one failed, and the ring of newest tokens holds some of its
-            self.recent_starts.copy_(torch.maximum(self.recent_starts, self.lengths + (self.open - fringe_recent)))
+            self.recent_starts.copy_(torch.maximum(self.recent_starts, self.lengths + (self.open - self.fringe_recent)))
         seen, needed = not self.unseen(), tokens
         if seen:
             if tokens > 1 and not self.empty:
@@ -127,11 +137,11 @@ class StaticState:
         self.known = None if self.captured else length
         return length
 
-    def set_length(self, length: int, kept: int, fringe_recent: int) -> None:
+    def set_length(self, length: int, kept: int) -> None:
         """Forgets positions from `kept` on, of `length`."""
         self.lengths.fill_(kept)
         # The ring holds what it held: the newest tokens before.
-        self.recent_starts.clamp_(min=max(length + self.open - fringe_recent, 0)).clamp_(max=kept)
+        self.recent_starts.clamp_(min=max(length + self.open - self.fringe_recent, 0)).clamp_(max=kept)
         self.starts.clamp_(max=kept)
         self.open, self.known = 0, None if self.captured else kept
         self.empty = kept == 0
