@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from gpu import facts, timing  # noqa: E402
-from gpu_model import kinds, profile, report, rows, subject  # noqa: E402
+from gpu_model import graph_parts, kinds, profile, report, rows, subject  # noqa: E402
 from gpu_model.run import Run  # noqa: E402
 from transformers import PreTrainedModel  # noqa: E402
 
@@ -66,6 +66,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a quarter of the repetitions")
     parser.add_argument("--config", metavar="DIR", help="the folder of another model's config.json")
     parser.add_argument("--profile", metavar="BxT", help="then profile an eager step of B sequences of T tokens")
+    parser.add_argument("--graph", metavar="BxT", help="then say where a compiled step's time on the device goes, as --profile")
     parser.add_argument("--budget", type=float, default=300, metavar="SECONDS", help="start no row that would take longer (default: %(default)s)")
     parser.add_argument("--commit", default="unknown", help="of the sources, where there is no git")
     parser.add_argument("--json", metavar="FILE", help="where to write the result")
@@ -94,6 +95,12 @@ def main() -> int:
         result["rows"].append(measured(model, row, run) if in_time else report.complete(row, {"failed": NO_TIME}))
         print(report.line(result["rows"][-1]), flush=True)
         if args.json:  # a run that is stopped leaves what it has
+            Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+    if args.graph:
+        with torch.no_grad():
+            result["graphs"] = graph_parts.measure(model, *map(int, args.graph.split("x")))
+        print(json.dumps(result["graphs"], indent=1))
+        if args.json:
             Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
     if args.profile:
         with torch.no_grad():

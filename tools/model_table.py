@@ -100,6 +100,7 @@ def _values(row: dict) -> list[str]:
             theirs = f"{ARMS[base]} {_spread(times[base])} {unit}"
             others = [f"{ARMS[arm]} {times[arm]['median']:.1f}" for arm in times if arm not in (base, "turboquant")]
             floor = f", floor {row['floor_ms']:.2f}" if row.get("floor_ms") else ""
+            floor += f", without a history {row['bare_ms']:.2f}" if row.get("bare_ms") else ""
             return ["; ".join([theirs, *others]), f"{_spread(times['turboquant'])} {unit}{floor}"]
     if longest := row.get("longest"):
         more = [f"{arm.partition(', ')[2]} {count:,}" for arm, count in longest.items() if "," in arm]

@@ -58,14 +58,15 @@ def timed(call: Callable[[], object], device: torch.device) -> float:
     return 1e3 * (time.perf_counter() - begin)
 
 
-def in_turn(arms: dict[str, Callable[[], float]], warm: int, count: int) -> dict[str, list[float]]:
-    """`count` values of each arm, one of each in turn: what a machine does meanwhile, it does to all."""
+def in_turn(arms: dict[str, Callable[[], float]], warm: int, count: int, in_a_row: int = 1) -> dict[str, list[float]]:
+    """`count` times `in_a_row` values of each arm in turn: what a machine does meanwhile, it does to all. Where they are several in
+    a row, one more comes before them, which is not counted: caches hold what the other arm left."""
     times: dict[str, list[float]] = {name: [] for name in arms}
     for turn in range(warm + count):
         for name, run in arms.items():
-            value = run()
+            values = [run() for _ in range(in_a_row + (in_a_row > 1))]
             if turn >= warm:
-                times[name].append(value)
+                times[name] += values[-in_a_row:]
     return times
 
 

@@ -17,7 +17,7 @@ import turboquant
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
 
-from gpu_model import compiled, eager, fill, first_token, host, kinds, memory, profile, quantized, report, steps, subject  # noqa: E402
+from gpu_model import compiled, eager, fill, first_token, graph_parts, host, kinds, memory, profile, quantized, report, steps, subject  # noqa: E402
 from gpu_model import rows as table  # noqa: E402
 from gpu_model.run import Run  # noqa: E402
 
@@ -129,7 +129,7 @@ def test_compiled_arms_run_in_turn(model, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda forward, **options: forward)
     found = compiled.measure(model, tiny("compiled step, 8 x 11,264"), QUICK)
     assert set(found["ms"]) == {"static", "turboquant"} and found["over_floor"] > 1
-    assert found["error"] < 1e-5  # fp32
+    assert found["error"] < 1e-5 and found["bare_ms"] > 0  # fp32
     bytes_read = subject.weight_bytes(model) + compiled.page_bytes(model, 2, 150)
     assert found["floor_ms"] == pytest.approx(bytes_read / 1e9, rel=1e-9)  # at 1000 GB/s
 
@@ -224,3 +224,18 @@ def test_the_readmes_table_has_the_rows_with_targets():
 def test_docs_transformers_says_what_the_committed_runs_say():
     made = tool("tools/model_table.py")
     assert made.split(made.DOCUMENT.read_text())[1] == made.rendered_in_full(), "run tools/model_table.py"
+
+
+def test_kernels_of_a_graph_are_summed_by_kind():
+    """Those that overlap once: an append runs beside its attention."""
+    kernels = [
+        ("nvjet_tst_64x8", 100, 140), ("void cublasLt::splitKreduce_kernel<32>", 141, 143), ("triton_poi_fused_mul_silu_5", 143, 145),
+        ("void turboquant::few_rows_kernel", 146, 160), ("void turboquant::encode_pages", 150, 163),
+    ]  # fmt: skip
+    assert graph_parts.parts(kernels) == {
+        "us": 63,
+        "kinds": {
+            "attention": {"kernels": 2, "us": 17}, "matrix products": {"kernels": 2, "us": 42}, "the rest": {"kernels": 1, "us": 2},
+        },
+        "gaps_us": 2,
+    }  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 from static_pair import StaticPair
 from tiny_models import generate, prompt, tiny_model
 from torch._dynamo.utils import counters
-from transformers import CompileConfig
+from transformers import CompileConfig, StaticCache
 from turboquant import TurboQuantCache, TurboQuantStaticCache, enable
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -71,6 +71,30 @@ def test_chunks_drafts_and_a_compiled_prompt(llama):
     for tokens in (70, 5, 1):
         pair.check(tokens, forward)
     assert pair.static.state.starts.tolist() == [0, 9]
+
+
+def test_without_looking_at_guards_each_cache_runs_its_own_code(llama):
+    """As the documentation advises for loops: after warming up, torch.compile looks only at what tells its versions apart."""
+    forward, pair = compiled(llama), StaticPair(llama)
+    static = StaticCache(config=llama.config, max_cache_len=100)
+    ids = prompt(batch=2, tokens=8, seed=6)["input_ids"].to(pair.device)
+    steps = [ids[:, i : i + 1] for i in range(8)]
+
+    def dense(i, call):
+        with torch.no_grad():
+            return call(steps[i], past_key_values=static).logits
+
+    pair.check(20)
+    first = [dense(i, llama) for i in range(8)]
+    static.reset()
+    again = [dense(0, llama), dense(1, forward)]
+    pair.check(1, forward)
+    with torch.compiler.set_stance(skip_guard_eval_unsafe=True):
+        for i in range(2, 8):
+            pair.check(1, forward)
+            again.append(dense(i, forward))
+    assert graphs() == 2
+    torch.testing.assert_close(again, first)
 
 
 def test_a_first_call_that_is_compiled_says_what_to_do(llama):
