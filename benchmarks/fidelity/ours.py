@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fidelity.attended import attended_balance
 from fidelity.codec import Coded, Layer
 from turboquant import ops
 from turboquant.settings import sign_seed
@@ -20,8 +21,8 @@ PAGE_TOKENS = 64
 class Recipe:
     """`calls`: tokens of each call that writes the cache, the last one repeated; none: the whole text in one, as a prefill. The first
     `hold` tokens are coded in one call, when there are that many (with `Exact(hold=...)`: until then they are read as they are).
-    `balance`: "first call" (the product's default), "first 128 tokens" whatever the calls are, "off", or "calibrated", from
-    `balances` (a layer's index -> [kv_heads, head_dim])."""
+    `balance`: "first call" (the product's default), "first 128 tokens" whatever the calls are, "off", "attended" (attended.py) of the
+    first `attended` tokens (0: all), or "calibrated", from `balances` (a layer's index -> [kv_heads, head_dim])."""
 
     k_bits: int
     v_bits: int
@@ -30,6 +31,7 @@ class Recipe:
     balances: dict[int, Tensor] | None = None
     seed: int = 0
     hold: int = 0
+    attended: int = 0
 
     def __call__(self, layer: Layer) -> Coded:
         heads, tokens, dim = layer.keys.shape
@@ -40,7 +42,7 @@ class Recipe:
         )
         base = ops.hadamard_base(dim).to(device) if ops.hadamard_base_size(dim) > 1 else None
         calls = call_sizes(tokens, self.calls, self.hold)
-        balance = self._balance(layer.index, query, keys, calls[0])
+        balance = attended_balance(layer, self.attended) if self.balance == "attended" else self._balance(layer.index, query, keys, calls[0])
         calls = joined(calls)
         key_signs, query_signs = key_signs / balance, key_signs * balance
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from fidelity import codec, paper
+from fidelity.attended import attended_balances
 from fidelity.attention import Exact, Study
 from fidelity.dense_balance import DenseBalance, matrix
 from fidelity.ours import Recipe
@@ -143,6 +144,14 @@ for seed in SEEDS:  # of the signs: how far a figure moves by chance
 for first, recent in FRINGES + SPLITS:
     if (first, recent) not in ((0, 0), (FRINGE.first, FRINGE.recent)):
         _add(f"recipe 4/4 fringe {first}+{recent}", "fringe", _both(Recipe(4, 4), Exact(first, recent)))
+for bits in (4, 3, 2):
+    name = f"recipe {bits}/{bits} fringe {_label(FRINGE)}"
+    for what, seen in (("the first 128 tokens", 128), ("the first 256 tokens", 256), ("the whole text", 0)):
+        _add(f"{name}, attended balance of {what}", "ablation", _both(Recipe(bits, bits, balance="attended", attended=seen), FRINGE))
+    _calibrated_rows(
+        f"{name}, attended balance", "ablation",
+        lambda made, bits=bits: Recipe(bits, bits, balance="calibrated", balances=attended_balances(made["layers"], 512)), FRINGE,
+    )  # fmt: skip
 for name, sketch in {
     "as the product": Sketch(),
     "no centre": Sketch(centre="none"),
