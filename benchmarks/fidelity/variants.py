@@ -146,7 +146,7 @@ for first, recent in FRINGES + SPLITS:
         _add(f"recipe 4/4 fringe {first}+{recent}", "fringe", _both(Recipe(4, 4), Exact(first, recent)))
 for bits in (4, 3, 2):
     name = f"recipe {bits}/{bits} fringe {_label(FRINGE)}"
-    for what, seen in (("the first 128 tokens", 128), ("the first 256 tokens", 256), ("the whole text", 0)):
+    for what, seen in (("the first 128 tokens", 128), ("the first 256 tokens", 256), ("the first half", 1024), ("the whole text", 0)):
         _add(f"{name}, attended balance of {what}", "ablation", _both(Recipe(bits, bits, balance="attended", attended=seen), FRINGE))
     _calibrated_rows(
         f"{name}, attended balance", "ablation",
