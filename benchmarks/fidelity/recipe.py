@@ -20,7 +20,7 @@ from turboquant import ops
 from turboquant.settings import sign_seed
 
 # Candidates of encode: what the largest coordinate is meant to be, over the largest centroid (src/core/tables.h).
-TOPS = {4: (0.99, 1.06, 1.14), 3: (1.0, 1.1, 1.2, 1.3, 1.4, 1.55), 2: (1.35, 1.55, 1.75, 1.95, 2.15, 2.5)}
+TOPS = {4: (0.99, 1.06, 1.13), 3: (1.0, 1.1, 1.2, 1.3, 1.4, 1.55), 2: (1.35, 1.55, 1.75, 1.95, 2.15, 2.5)}
 
 
 @dataclass(frozen=True)

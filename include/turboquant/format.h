@@ -24,7 +24,7 @@ namespace turboquant {
 //   key   y[t][e] = (scale < 0 ? 0 : step * centre[e]) + |scale| / 64 * T_K[code]
 //   value y[t][e] = scale / 64 * T_V[code]
 // The sign bit of a K scale says "this token's reference is zero, not the centre". A scale of NaN
-// marks a token whose vector held NaN or infinity (or overflowed fp32 when rotated): its codes are 0
+// marks a token whose vector held NaN or infinity (or was too large to rotate): its codes are 0
 // and it decodes to NaN. The unit 1/64 puts fp16's normal range at norms from 5e-4 to 5e5 (d = 128);
 // larger norms are clamped to the largest scale, 65504.
 //

@@ -2,7 +2,8 @@
 #pragma once
 
 // The fast transform x <- H x and its inverse's half x <- H^T x, unscaled, in place, for a HadamardPlan's
-// base, power and base_matrix. This file defines the fp32 arithmetic, and with it the codes of a page:
+// base, power and base_matrix. This file defines the fp32 arithmetic (codes of a page are made with every sum
+// rounded to fp16 as well, kernels/encode_rules.h):
 //
 //   1. in each block of `power` coordinates, butterflies (u, v) -> (u + v, u - v) on the pairs (i, i + h),
 //      stage h = 1, then 2, 4, ... power / 2;

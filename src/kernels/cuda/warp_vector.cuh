@@ -91,11 +91,22 @@ __device__ inline void store_warp_vector(DType dtype, void* data, std::int64_t a
   for (int j = 0; j < C; ++j) store_element(dtype, data, at + first + j, x[j]);
 }
 
-// x <- H x, or H^T x, unscaled; `power` is at least C. scratch [32 C] floats in shared memory, this warp's
-// own; not used where base is 1.
-template <int C>
+// The nearest fp16 number.
+__device__ inline float round_to_half(float x) {
+  return __half2float(__float2half_rn(x));
+}
+struct Unrounded {
+  __device__ float operator()(float x) const { return x; }
+};
+struct RoundedToHalf {
+  __device__ float operator()(float x) const { return round_to_half(x); }
+};
+
+// x <- H x, or H^T x, unscaled; `power` is at least C. `round` is done to every sum of a butterfly, and to
+// the result. scratch [32 C] floats in shared memory, this warp's own; not used where base is 1.
+template <int C, class Round = Unrounded>
 __device__ inline void hadamard(float (&x)[C], int base, int power, const float* __restrict__ base_matrix,
-                                bool transposed, float* scratch) {
+                                bool transposed, float* scratch, const Round& round = {}) {
   const int lane = lane_id();
 #pragma unroll
   for (int h = 1; h < C; h *= 2)
@@ -103,15 +114,15 @@ __device__ inline void hadamard(float (&x)[C], int base, int power, const float*
     for (int j = 0; j < C; ++j)
       if ((j & h) == 0) {
         const float u = x[j], v = x[j + h];
-        x[j] = u + v;
-        x[j + h] = u - v;
+        x[j] = round(u + v);
+        x[j + h] = round(u - v);
       }
   for (int apart = 1; apart * C < power; apart *= 2) {
     const bool high = (lane & apart) != 0;
 #pragma unroll
     for (int j = 0; j < C; ++j) {
       const float other = __shfl_xor_sync(~0u, x[j], apart);
-      x[j] = high ? other - x[j] : x[j] + other;
+      x[j] = round(high ? other - x[j] : x[j] + other);
     }
   }
   if (base == 1) return;
@@ -131,6 +142,8 @@ __device__ inline void hadamard(float (&x)[C], int base, int power, const float*
 #pragma unroll
     for (int j = 0; j < C; ++j) x[j] = __fadd_rn(x[j], __fmul_rn(entry, scratch[i * power + offset + j]));
   }
+#pragma unroll
+  for (int j = 0; j < C; ++j) x[j] = round(x[j]);
 }
 
 // sum x_e^2 over a tree of neighbours, in every lane.

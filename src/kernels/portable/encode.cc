@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // encode by the rules of kernels/encode_rules.h, a page of a KV head a task. Pages whose centre comes from
 // the page before (at most the last of each sequence) wait for a second round.
-#include "core/hadamard.h"
-#include "kernels/portable/search.h"
+#include "kernels/portable/centre.h"
 
 namespace turboquant::kernels::TQ_ISA {
 namespace {
@@ -44,14 +43,16 @@ bool find_part(const EncodeArgs& a, int i, int h, std::int64_t page, Part& out) 
   return true;
 }
 
-struct Work {
-  alignas(64) float y[kPageTokens * kMaxDim];  // [slot][d]
-  bool is_finite[kPageTokens];
-};
-
-bool all_codable(const float* y, int d) {
+// x [d] = signs * vector; whether it is finite, and its largest size.
+bool load_signed(const Rows& rows, std::int64_t row, int head, const float* signs, int d, float* x,
+                 float& most) {
+  load_vector(rows, row, head, d, x);
   int wrong = 0;
-  for (int e = 0; e < d; ++e) wrong |= codable(y[e]) ? 0 : 1;
+  for (int e = 0; e < d; ++e) {
+    x[e] = x[e] * signs[e];
+    wrong |= std::fabs(x[e]) < kLargest ? 0 : 1;
+  }
+  most = largest_size(x, d);
   return wrong == 0;
 }
 
@@ -59,50 +60,23 @@ void load_rotated(const EncodeArgs& a, const Part& part, const Rows& rows, const
   const int d = a.pages.format.head_dim;
   float scratch[kMaxDim];
   for (int t = part.begin; t < part.end; ++t) {
-    float* y = work.y + t * d;
-    load_vector(rows, part.row + t - part.begin, part.head, d, y);
-    for (int e = 0; e < d; ++e) y[e] = y[e] * signs[e];
-    core::hadamard_forward(y, a.basis.base, d / a.basis.base, a.basis.base_matrix, scratch);
-    work.is_finite[t] = all_codable(y, d);
+    float *y = work.y + t * d, most;
+    const bool is_finite = load_signed(rows, part.row + t - part.begin, part.head, signs, d, y, most);
+    const float factor = is_finite ? factor_of(most, d) : 1.0f;
+    work.is_finite[t] = is_finite;
+    work.factor[t] = factor;
+    for (int e = 0; e < d; ++e) y[e] = is_finite ? round_to_half(y[e] * factor) : 0.0f;
+    rotate_to_half(y, a.basis.base, d / a.basis.base, a.basis.base_matrix, scratch);
   }
-}
-
-void subtract(const float* y, const float* c, int d, float* u) {
-  for (int e = 0; e < d; ++e) u[e] = y[e] - c[e];
-}
-
-void own_centre(const Part& part, const Work& work, int d, float* c) {
-  float u[kMaxDim];
-  for (int round = 0; round < 2; ++round) {
-    float total[kMaxDim] = {};
-    int count = 0;
-    for (int t = part.begin; t < part.end; ++t) {
-      const float* y = work.y + t * d;
-      if (!work.is_finite[t]) continue;
-      if (round == 1) {
-        subtract(y, c, d, u);
-        if (!(tree_squared_norm(u, d) <= tree_squared_norm(y, d))) continue;
-      }
-      ++count;
-      for (int e = 0; e < d; ++e) total[e] = total[e] + y[e];
-    }
-    for (int e = 0; e < d; ++e) c[e] = count > 0 ? total[e] / static_cast<float>(count) : 0.0f;
-  }
-  for (int e = 0; e < d; ++e) c[e] = c[e] * one_over_root_of(d);
-}
-
-// Times `factor`.
-void load_centre(const std::uint8_t* page, const PageFormat& format, float factor, float* out) {
-  const float step = core::half_to_float(half_at(page + format.centre_step_offset(), 0)) * factor;
-  const auto* row = reinterpret_cast<const std::int8_t*>(page + format.centre_offset());
-  for (int e = 0; e < format.head_dim; ++e) out[e] = step * static_cast<float>(row[e]);
 }
 
 void previous_centre(const Part& part, const Layout& layout, float* unpacked, float* c) {
   const PageFormat& format = layout.format;
   const int d = format.head_dim;
   float centre[kMaxDim];
-  load_centre(part.previous, format, 1.0f, centre);
+  const float centre_step = core::half_to_float(half_at(part.previous + format.centre_step_offset(), 0));
+  const auto* row = reinterpret_cast<const std::int8_t*>(part.previous + format.centre_offset());
+  for (int e = 0; e < d; ++e) centre[e] = centre_step * static_cast<float>(row[e]);
   unpack_keys(part.previous, layout, unpacked);
   int count = 0;
   for (int e = 0; e < d; ++e) c[e] = 0.0f;
@@ -119,89 +93,87 @@ void previous_centre(const Part& part, const Layout& layout, float* unpacked, fl
   for (int e = 0; e < d && count > 0; ++e) c[e] = c[e] / static_cast<float>(count);
 }
 
-void store_centre(const float* c, const PageFormat& format, std::uint8_t* page) {
-  const int d = format.head_dim;
-  float largest = 0.0f;
-  for (int e = 0; e < d; ++e) largest = std::fabs(c[e]) > largest ? std::fabs(c[e]) : largest;
-  const std::uint16_t half = core::float_to_half_clamped(largest / 127.0f);
-  const float step = core::half_to_float(half);
-  set_half(page + format.centre_step_offset(), 0, half);
-  auto* row = reinterpret_cast<std::int8_t*>(page + format.centre_offset());
-  for (int e = 0; e < d; ++e) {
-    const float steps = step > 0.0f ? std::nearbyint(c[e] / step) : 0.0f;
-    row[e] = static_cast<std::int8_t>(steps > 127.0f ? 127.0f : steps < -127.0f ? -127.0f : steps);
-  }
-}
-
-void store_fringe(const EncodeArgs& a, const Part& part, const Work& work, int which) {
+void store_fringe(const EncodeArgs& a, const Part& part, const Rows& rows, const float* signs, int which) {
   const Fringe& fringe = a.fringe;
   if (fringe.data == nullptr) return;
   const int d = a.pages.format.head_dim;
   const std::int64_t start = start_of(a.sequences, part.i), slots = fringe.first + fringe.recent;
   const std::int64_t end =
       a.sequences.lengths[part.i] + a.sequences.token_starts[part.i + 1] - a.sequences.token_starts[part.i];
-  std::uint16_t* rows = fringe.data + (std::int64_t{part.i} * a.pages.kv_heads + part.head) * slots * 2 * d;
+  std::uint16_t* out = fringe.data + (std::int64_t{part.i} * a.pages.kv_heads + part.head) * slots * 2 * d;
+  float x[kMaxDim], scratch[kMaxDim], most;
   for (int t = part.begin; t < part.end; ++t) {
     const std::int64_t p = part.position + t;
-    const bool among_first =
-        p - start<fringe.first, among_recent = fringe.recent> 0 && p >= end - fringe.recent;
-    for (int e = 0; e < d && (among_first || among_recent); ++e) {
-      const std::uint16_t half = fringe_half(work.y[t * d + e] * one_over_root_of(d));
-      if (among_first) rows[((p - start) * 2 + which) * d + e] = half;
-      if (among_recent) rows[((fringe.first + p % fringe.recent) * 2 + which) * d + e] = half;
+    const bool among_first = p - start < fringe.first;
+    const bool among_recent = fringe.recent > 0 && p >= end - fringe.recent;
+    if (!among_first && !among_recent) continue;
+    load_signed(rows, part.row + t - part.begin, part.head, signs, d, x, most);
+    core::hadamard_forward(x, a.basis.base, d / a.basis.base, a.basis.base_matrix, scratch);
+    for (int e = 0; e < d; ++e) {
+      const std::uint16_t half = fringe_half(x[e] * one_over_root_of(d));
+      if (among_first) out[((p - start) * 2 + which) * d + e] = half;
+      if (among_recent) out[((fringe.first + p % fringe.recent) * 2 + which) * d + e] = half;
     }
   }
 }
 
 // Rules 4 to 6 of one token, or a NaN token.
-void code_token(const float* u, bool is_finite, int d, const core::CodeTable& table, Searched& token) {
-  if (is_finite) return search(u, d, table, token);
+void code_token(const float* u, bool is_finite, float factor, int d, const core::CodeTable& table,
+                Searched& token) {
+  if (is_finite) return search(u, factor, d, table, token);
   token.scale = kNanScale;
   for (int e = 0; e < d; ++e) token.codes[e] = 0;
+}
+
+// The page's centre, in the page too.
+void open_page(const Part& part, const Layout& layout, const Work& work, Centre& centre) {
+  const PageFormat& format = layout.format;
+  const bool alone = part.previous == nullptr && part.end - part.begin < 2;
+  float c[kMaxDim] = {};
+  if (part.follows) {
+    alignas(64) float unpacked[kPageTokens * kMaxDim];
+    previous_centre(part, layout, unpacked, c);
+  }
+  std::memset(part.page, 0, format.page_bytes());
+  if (!part.follows && !alone) return own_centre(work, part.begin, part.end, format, part.page, centre);
+  store_centre(c, format, part.page);
+  centre.load(part.page, format);
 }
 
 void encode_keys(const EncodeArgs& a, const Part& part, const Layout& layout, Work& work) {
   const PageFormat& format = layout.format;
   const int d = format.head_dim;
-  load_rotated(a, part, a.keys, a.basis.key_signs + part.head * d, work);
-  float centre[kMaxDim] = {}, u[kMaxDim];
-  if (part.opens) {
-    const bool alone = part.previous == nullptr && part.end - part.begin < 2;
-    if (part.follows) {
-      alignas(64) float unpacked[kPageTokens * kMaxDim];
-      previous_centre(part, layout, unpacked, centre);
-    } else if (!alone) {
-      own_centre(part, work, d, centre);
-    }
-    std::memset(part.page, 0, format.page_bytes());
-    store_centre(centre, format, part.page);
-  }
-  load_centre(part.page, format, static_cast<float>(std::sqrt(static_cast<double>(d))), centre);
+  const float* signs = a.basis.key_signs + part.head * d;
+  load_rotated(a, part, a.keys, signs, work);
+  Centre centre;
+  if (part.opens) open_page(part, layout, work, centre);
+  else centre.load(part.page, format);
+  float u[kMaxDim];
   Searched token;
   for (int t = part.begin; t < part.end; ++t) {
-    const float* y = work.y + t * d;
-    subtract(y, centre, d, u);
-    const bool centred = tree_squared_norm(u, d) <= tree_squared_norm(y, d);
-    const bool is_finite = work.is_finite[t];
-    code_token(centred ? u : y, is_finite, d, core::key_table(format.k_bits), token);
+    const float *y = work.y + t * d, factor = work.factor[t];
+    const bool centred = centre.is_chosen_by(y, factor, d), is_finite = work.is_finite[t];
+    if (centred) centre.subtract_from(y, factor, d, u);
+    code_token(centred ? u : y, is_finite, factor, d, core::key_table(format.k_bits), token);
     if (is_finite && !centred) token.scale = static_cast<std::uint16_t>(token.scale | kReferenceIsZero);
     pack_key(token.codes, layout, t, part.page);
     set_half(part.page + format.k_scales_offset(), core::scale_index(t), token.scale);
   }
-  store_fringe(a, part, work, 0);
+  store_fringe(a, part, a.keys, signs, 0);
 }
 
 void encode_values(const EncodeArgs& a, const Part& part, const Layout& layout, Work& work) {
   const PageFormat& format = layout.format;
   const int d = format.head_dim;
-  load_rotated(a, part, a.values, a.basis.value_signs + part.head * d, work);
+  const float* signs = a.basis.value_signs + part.head * d;
+  load_rotated(a, part, a.values, signs, work);
   Searched token;
   for (int t = part.begin; t < part.end; ++t) {
-    code_token(work.y + t * d, work.is_finite[t], d, core::value_table(format.v_bits), token);
+    code_token(work.y + t * d, work.is_finite[t], work.factor[t], d, core::value_table(format.v_bits), token);
     pack_value(token.codes, layout, t, part.page);
     set_half(part.page + format.v_scales_offset(), core::scale_index(t), token.scale);
   }
-  store_fringe(a, part, work, 1);
+  store_fringe(a, part, a.values, signs, 1);
 }
 
 void encode_part(const EncodeArgs& a, const Part& part, const Layout& layout) {

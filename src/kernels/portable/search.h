@@ -6,28 +6,11 @@
 #include "kernels/encode_rules.h"
 #include "kernels/portable/portable.h"
 
-// Rules 3 to 6 of kernels/encode_rules.h on one vector, over arrays that compilers vectorise: 16-bit lanes
+// Rules 4 to 6 of kernels/encode_rules.h on one vector, over arrays that compilers vectorise: 16-bit lanes
 // for levels and magnitudes, 32-bit sums. Bound by the candidates: up to 6 x 3 or 3 x 7 compares a
 // coordinate.
 namespace turboquant::kernels::TQ_ISA {
 namespace {
-
-// squared_norm() with whole vectors: neighbours are added by splitting pairs into evens and odds.
-inline float tree_squared_norm(const float* x, int d) {
-  alignas(64) float a[kMaxDim], b[kMaxDim / 2];
-  int n = 16;
-  while (n < d) n *= 2;
-  for (int e = 0; e < d; ++e) a[e] = x[e] * x[e];
-  for (int e = d; e < n; ++e) a[e] = 0.0f;
-  float *from = a, *to = b;
-  for (; n > 1; n /= 2) {
-    for (int e = 0; e < n / 2; ++e) to[e] = from[2 * e] + from[2 * e + 1];
-    float* const swapped = from;
-    from = to;
-    to = swapped;
-  }
-  return from[0];
-}
 
 struct Searched {
   std::uint16_t scale;
@@ -37,13 +20,13 @@ struct Searched {
 inline float one_over_root_of(int d) {
   return static_cast<float>(1.0 / std::sqrt(static_cast<double>(d)));
 }
-// Sets size [d] = |u| of 11 bits; their largest.
-inline float round_sizes(const float* u, int d, float* size) {
+// max |u_e|.
+inline float largest_size(const float* u, int d) {
   float lanes[16] = {};  // head_dim is a multiple of 16
   for (int e = 0; e < d; e += 16)
     for (int k = 0; k < 16; ++k) {
-      size[e + k] = round_to_11_bits(std::fabs(u[e + k]));
-      lanes[k] = size[e + k] > lanes[k] ? size[e + k] : lanes[k];
+      const float size = std::fabs(u[e + k]);
+      lanes[k] = size > lanes[k] ? size : lanes[k];
     }
   for (int k = 1; k < 16; ++k) lanes[0] = lanes[k] > lanes[0] ? lanes[k] : lanes[0];
   return lanes[0];
@@ -51,7 +34,7 @@ inline float round_sizes(const float* u, int d, float* size) {
 
 // kBits picks the table's size at compile time; the table its contents.
 template <int kBits>
-inline void search(const float* u, const float* size, float largest, int d, const core::CodeTable& table,
+inline void search(const float* u, float largest, float factor, int d, const core::CodeTable& table,
                    Searched& out) {
   constexpr int kBoundaries = (1 << (kBits - 1)) - 1;
   alignas(64) std::int16_t level[kMaxDim], magnitude[kMaxDim], code[kMaxDim];
@@ -60,7 +43,7 @@ inline void search(const float* u, const float* size, float largest, int d, cons
   for (int e = 0; e < d; ++e) {
     // Adding 2^23 leaves an integer in the low bits.
     const std::uint32_t rounded =
-        core::bits_of_float(round_to_11_bits(size[e] * levels_per_unit) + 0x1p23f) & 0xffu;
+        core::bits_of_float(round_to_11_bits(std::fabs(u[e]) * levels_per_unit) + 0x1p23f) & 0xffu;
 
     level[e] = static_cast<std::int16_t>(rounded);
   }
@@ -92,22 +75,22 @@ inline void search(const float* u, const float* size, float largest, int d, cons
       out.codes[e] =
           static_cast<std::uint8_t>(code[e] + (core::bits_of_float(u[e]) >> 31 != 0 ? kBoundaries + 1 : 0));
   }
-  out.scale = core::float_to_half_clamped(largest * one_over_root_of(d) * core::scale_unit(table) *
-                                          std::sqrt(static_cast<float>(sum_n) / best_b));
+  out.scale =
+      core::float_to_half_clamped(largest * (1.0f / factor) * one_over_root_of(d) * core::scale_unit(table) *
+                                  std::sqrt(static_cast<float>(sum_n) / best_b));
 }
 
-inline void search(const float* u, int d, const core::CodeTable& table, Searched& out) {
-  alignas(64) float size[kMaxDim];
-  const float largest = round_sizes(u, d, size);
-  if (largest < kSmallest) {
+inline void search(const float* u, float factor, int d, const core::CodeTable& table, Searched& out) {
+  const float largest = largest_size(u, d);
+  if (largest == 0.0f) {
     out.scale = 0;
     for (int e = 0; e < d; ++e) out.codes[e] = 0;
   } else if (table.bits == 4) {
-    search<4>(u, size, largest, d, table, out);
+    search<4>(u, largest, factor, d, table, out);
   } else if (table.bits == 3) {
-    search<3>(u, size, largest, d, table, out);
+    search<3>(u, largest, factor, d, table, out);
   } else {
-    search<2>(u, size, largest, d, table, out);
+    search<2>(u, largest, factor, d, table, out);
   }
 }
 

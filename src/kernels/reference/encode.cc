@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // encode as the rules state it (kernels/encode_rules.h), one token and one coordinate at a time. Codes are
-// defined by fp32 arithmetic, so this definition is in fp32 too; every other kernel must write its bytes.
+// defined by fp16 and fp32 arithmetic, so this definition is in both; every other kernel must write its
+// bytes.
 #include <cmath>
 #include <cstring>
 
@@ -19,8 +20,10 @@ using core::CodeTable;
 constexpr int kMaxDim = kMaxPageHeadDim;
 
 struct Vectors {
-  float y[kPageTokens][kMaxDim];
+  float y[kPageTokens][kMaxDim];  // fp16 numbers, times factor
+  float factor[kPageTokens];
   bool is_finite[kPageTokens];
+  float exact[kPageTokens][kMaxDim];  // what the fringe gets
 };
 
 float root_of(int d) {
@@ -30,28 +33,39 @@ float one_over_root_of(int d) {
   return static_cast<float>(1.0 / std::sqrt(static_cast<double>(d)));
 }
 
-// Rule 4: sets level [d]; m, or less than kSmallest where nothing is set.
+// Rule 1 of x [d], which has its signs.
+void rotate_to_half(float* x, int d, const Basis& basis, float* scratch) {
+  const int base = basis.base, power = d / base;
+  for (int h = 1; h < power; h *= 2)
+    for (int e = 0; e < d; ++e) {
+      if ((e & h) != 0) continue;
+      const float u = x[e], v = x[e + h];
+      x[e] = round_to_11_bits(u + v);
+      x[e + h] = round_to_11_bits(u - v);
+    }
+  if (base == 1) return;
+  core::hadamard_base(x, base, power, basis.base_matrix, base, 1, scratch);
+  for (int e = 0; e < d; ++e) x[e] = round_to_half(x[e]);
+}
+
+// Rule 4: sets level [d]; m. Nothing is set where that is 0.
 float find_levels(const float* u, int d, int* level) {
   float m = 0.0f;
-  for (int e = 0; e < d; ++e) {
-    const float size = round_to_11_bits(std::fabs(u[e]));
-    m = size > m ? size : m;
-  }
-  if (m < kSmallest) return m;
+  for (int e = 0; e < d; ++e) m = std::fabs(u[e]) > m ? std::fabs(u[e]) : m;
+  if (m == 0.0f) return m;
   const float levels_per_unit = round_to_11_bits(static_cast<float>(core::kMaxLevel) / m);
   for (int e = 0; e < d; ++e)
-    level[e] = static_cast<int>(
-        std::nearbyint(round_to_11_bits(round_to_11_bits(std::fabs(u[e])) * levels_per_unit)));
+    level[e] = static_cast<int>(std::nearbyint(round_to_11_bits(std::fabs(u[e]) * levels_per_unit)));
   return m;
 }
 
 // Rules 4 to 6.
-void encode_vector(const float* u, int d, const CodeTable& table, Encoded& out) {
+void encode_vector(const float* u, float factor, int d, const CodeTable& table, Encoded& out) {
   out.scale = 0;
   std::memset(out.codes, 0, sizeof out.codes);
   int level[kMaxDim];
   const float m = find_levels(u, d, level);
-  if (m < kSmallest) return;
+  if (m == 0.0f) return;
   float best_a = 0.0f, best_b = 1.0f, n = 0.0f;  // A A, B of the best; N
   for (int j = 0; j < table.candidates; ++j) {
     std::int32_t sum_a = 0, sum_b = 0, sum_n = 0;
@@ -70,65 +84,78 @@ void encode_vector(const float* u, int d, const CodeTable& table, Encoded& out) 
     for (int e = 0; e < d; ++e)
       out.codes[e] = static_cast<std::uint8_t>(index[e] | (std::signbit(u[e]) ? table.magnitude_count : 0));
   }
-  out.scale =
-      core::float_to_half_clamped(m * one_over_root_of(d) * core::scale_unit(table) * std::sqrt(n / best_b));
+  out.scale = core::float_to_half_clamped(m * (1.0f / factor) * one_over_root_of(d) *
+                                          core::scale_unit(table) * std::sqrt(n / best_b));
 }
 
-// Rule 2: the mean of the keys in `chosen`; false if there are none.
-bool mean(const Vectors& keys, int begin, int end, const bool* chosen, int d, float* out) {
-  int count = 0;
-  for (int e = 0; e < d; ++e) out[e] = 0.0f;
-  for (int t = begin; t < end; ++t) {
-    if (!chosen[t]) continue;
-    ++count;
-    for (int e = 0; e < d; ++e) out[e] = out[e] + keys.y[t][e];
-  }
-  for (int e = 0; e < d && count > 0; ++e) out[e] = out[e] / static_cast<float>(count);
-  return count > 0;
+// A centre as its page stores it, next to keys that are not yet over sqrt(d).
+struct Centre {
+  float step;
+  std::int8_t n[kMaxDim];
+};
+Centre centre_of(const std::uint8_t* page, const PageFormat& format) {
+  Centre out;
+  out.step = core::half_to_float(half_at(page + format.centre_step_offset(), 0)) * root_of(format.head_dim);
+  std::memcpy(out.n, page + format.centre_offset(), static_cast<std::size_t>(format.head_dim));
+  return out;
 }
-
-// Rule 3: |y - c|^2 <= |y|^2; u = y minus the reference.
-bool choose_centre(const float* y, const float* c, int d, float* u) {
-  float scratch[kMaxDim];
-  const float about_zero = squared_norm(y, d, scratch);
-  for (int e = 0; e < d; ++e) u[e] = y[e] - c[e];
-  const float about_centre = squared_norm(u, d, scratch);
-  const bool centred = about_centre <= about_zero;
-  if (!centred) std::memcpy(u, y, sizeof(float) * static_cast<std::size_t>(d));
-  return centred;
-}
-
 // Rounds a centre into its page.
 void store_centre(const float* c, const PageFormat& format, std::uint8_t* page) {
   float largest = 0.0f;
   for (int e = 0; e < format.head_dim; ++e)
     if (std::fabs(c[e]) > largest) largest = std::fabs(c[e]);
-  const std::uint16_t half = core::float_to_half_clamped(largest / 127.0f);
-  const float step = core::half_to_float(half);
+  const std::uint16_t half = centre_step(largest);
+  const float step = core::half_to_float(half), inverse = step > 0.0f ? 1.0f / step : 0.0f;
   set_half(page + format.centre_step_offset(), 0, half);
   auto* row = reinterpret_cast<std::int8_t*>(page + format.centre_offset());
-  for (int e = 0; e < format.head_dim; ++e) {
-    const float steps = step > 0.0f ? std::nearbyint(c[e] / step) : 0.0f;
-    row[e] = static_cast<std::int8_t>(steps > 127.0f ? 127.0f : steps < -127.0f ? -127.0f : steps);
+  for (int e = 0; e < format.head_dim; ++e) row[e] = steps_in(c[e], inverse);
+}
+
+// Rule 2: the mean of the keys in `chosen`, 0 if there are none.
+void mean(const Vectors& keys, const bool* chosen, float least, int d, float* out) {
+  int count = 0;
+  for (int t = 0; t < kPageTokens; ++t) count += chosen[t] ? 1 : 0;
+  for (int e = 0; e < d; ++e) {
+    float sums[4] = {};
+    for (int t = 0; t < kPageTokens; ++t) {
+      if (!chosen[t]) continue;
+      const float weight = round_to_half(0x1p-6f * (least * (1.0f / keys.factor[t])));
+      float& sum = sums[t / kMeanSlots];
+      sum = round_to_half(sum + keys.y[t][e] * weight);
+    }
+    const float sum =
+        round_to_11_bits(round_to_11_bits(sums[0] + sums[1]) + round_to_11_bits(sums[2] + sums[3]));
+    const float per_unit = 64.0f * (1.0f / least) * (one_over_root_of(d) / static_cast<float>(count));
+    out[e] = count == 0 ? 0.0f : sum * per_unit;
   }
 }
 
-void own_centre(const Vectors& keys, int begin, int end, int d, float* c) {
-  bool chosen[kPageTokens];
-  float u[kMaxDim];
-  for (int t = begin; t < end; ++t) chosen[t] = keys.is_finite[t];
-  if (!mean(keys, begin, end, chosen, d, c)) return;
-  for (int t = begin; t < end; ++t) chosen[t] = keys.is_finite[t] && choose_centre(keys.y[t], c, d, u);
-  mean(keys, begin, end, chosen, d, c);
-  for (int e = 0; e < d; ++e) c[e] = c[e] * one_over_root_of(d);
+// Rule 3, in integers: y is a multiple of 2^-24 below 2^16.
+bool chooses(const Centre& centre, const float* y, float factor, int d) {
+  double dot = 0.0, squares = 0.0;
+  for (int e = 0; e < d; ++e) {
+    dot += static_cast<double>(y[e]) * centre.n[e];
+    squares += static_cast<double>(centre.n[e]) * centre.n[e];
+  }
+  return 2.0 * dot >= static_cast<double>(centre.step) * static_cast<double>(factor) * squares;
 }
 
-// The stored centre next to rotated keys that are not yet over sqrt(d).
-void load_unscaled_centre(const std::uint8_t* page, const PageFormat& format, float* out) {
-  const float step =
-      core::half_to_float(half_at(page + format.centre_step_offset(), 0)) * root_of(format.head_dim);
-  const auto* row = reinterpret_cast<const std::int8_t*>(page + format.centre_offset());
-  for (int e = 0; e < format.head_dim; ++e) out[e] = step * static_cast<float>(row[e]);
+// Leaves it in the page.
+void own_centre(const Vectors& keys, int begin, int end, const PageFormat& format, std::uint8_t* page) {
+  const int d = format.head_dim;
+  bool chosen[kPageTokens] = {};
+  float c[kMaxDim], least = 0x1p127f;
+  for (int t = begin; t < end; ++t) {
+    chosen[t] = keys.is_finite[t];
+    if (chosen[t] && keys.factor[t] < least) least = keys.factor[t];
+  }
+  mean(keys, chosen, least, d, c);
+  store_centre(c, format, page);
+  const Centre first = centre_of(page, format);
+  for (int t = begin; t < end; ++t)
+    chosen[t] = keys.is_finite[t] && chooses(first, keys.y[t], keys.factor[t], d);
+  mean(keys, chosen, least, d, c);
+  store_centre(c, format, page);
 }
 
 // The mean of the decoded keys of slots [begin, 64) of a full page that chose its centre.
@@ -167,12 +194,19 @@ void load_rotated(const Rows& rows, std::int64_t row, int begin, int end, int he
   const int d = a.pages.format.head_dim;
   float scratch[kMaxDim];
   for (int t = begin; t < end; ++t) {
-    float* y = out.y[t];
-    load_vector(rows, row + t - begin, head, d, y);
-    for (int e = 0; e < d; ++e) y[e] = y[e] * signs[head * d + e];
-    core::hadamard_forward(y, a.basis.base, d / a.basis.base, a.basis.base_matrix, scratch);
+    float *x = out.exact[t], *y = out.y[t], most = 0.0f;
+    load_vector(rows, row + t - begin, head, d, x);
     out.is_finite[t] = true;
-    for (int e = 0; e < d; ++e) out.is_finite[t] = out.is_finite[t] && codable(y[e]);
+    for (int e = 0; e < d; ++e) {
+      x[e] = x[e] * signs[head * d + e];
+      out.is_finite[t] = out.is_finite[t] && std::fabs(x[e]) < kLargest;
+      most = std::fabs(x[e]) > most ? std::fabs(x[e]) : most;
+    }
+    const float factor = out.is_finite[t] ? factor_of(most, d) : 1.0f;
+    out.factor[t] = factor;
+    for (int e = 0; e < d; ++e) y[e] = out.is_finite[t] ? round_to_half(x[e] * factor) : 0.0f;
+    rotate_to_half(y, d, a.basis, scratch);
+    core::hadamard_forward(x, a.basis.base, d / a.basis.base, a.basis.base_matrix, scratch);
   }
 }
 
@@ -214,36 +248,40 @@ void encode_page(const EncodeArgs& a, int i, int h, int page_index, Vectors& key
   load_rotated(a.values, first_row + from - length, begin, end, h, a.basis.value_signs, a, values);
 
   std::uint8_t* page = page_of(a.pages, a.sequences, i, page_index, h);
-  float centre[kMaxDim] = {};
   if (from == counted) {
     const bool has_previous = start < page_begin;
+    std::memset(page, 0, format.page_bytes());
     if (end - begin >= kCentreTokens || (end - begin >= 2 && !has_previous)) {
-      own_centre(keys, begin, end, d, centre);
+      own_centre(keys, begin, end, format, page);
     } else if (has_previous) {
       const std::int64_t previous_begin = page_begin - kPageTokens;
+      float centre[kMaxDim];
       previous_centre(page_of(a.pages, a.sequences, i, page_index - 1, h), format,
                       static_cast<int>(start > previous_begin ? start - previous_begin : 0), centre);
+      store_centre(centre, format, page);
     }
-    std::memset(page, 0, format.page_bytes());
-    store_centre(centre, format, page);
   }
-  load_unscaled_centre(page, format, centre);
+  const Centre centre = centre_of(page, format);
 
   for (int t = begin; t < end; ++t) {
     float u[kMaxDim];
+    const float* y = keys.y[t];
     Encoded token;
-    const bool centred = choose_centre(keys.y[t], centre, d, u);
+    const bool centred = chooses(centre, y, keys.factor[t], d);
+    for (int e = 0; e < d; ++e)
+      u[e] = centred ? round_to_11_bits(y[e] - centre_half(centre.step, centre.n[e], keys.factor[t])) : y[e];
     if (keys.is_finite[t]) {
-      encode_vector(u, d, core::key_table(format.k_bits), token);
+      encode_vector(u, keys.factor[t], d, core::key_table(format.k_bits), token);
       if (!centred) token.scale |= kReferenceIsZero;
     } else {
       token = {kNanScale, {}};
     }
     store_token(token, true, format, t, page);
-    if (values.is_finite[t]) encode_vector(values.y[t], d, core::value_table(format.v_bits), token);
+    if (values.is_finite[t])
+      encode_vector(values.y[t], values.factor[t], d, core::value_table(format.v_bits), token);
     else token = {kNanScale, {}};
     store_token(token, false, format, t, page);
-    store_fringe(a, i, h, page_begin + t, keys.y[t], values.y[t]);
+    store_fringe(a, i, h, page_begin + t, keys.exact[t], values.exact[t]);
   }
 }
 

@@ -7,7 +7,7 @@
 #include "kernels/kernels.h"
 #include "kernels/vectors.h"
 
-// The definition of every verb: slow, in double (encode: in the fp32 that defines codes), read first.
+// The definition of every verb: slow, in double (encode: in the fp16 and fp32 that define codes), read first.
 namespace turboquant::kernels::reference {
 
 void rotate(const RotateArgs& args, Executor& executor);

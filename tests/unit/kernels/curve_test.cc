@@ -24,16 +24,18 @@ double of_bits(std::uint16_t half) {
 }
 
 // A product of fp16 is exact in double, and so is its sum with an fp16 of these magnitudes.
-int index_by_curve(const Curves& curves, const Curve& curve, int level) {
-  const double x = std::fmin(1.0, std::fmax(0.0, to_half((1024.0 + level) / 256.0 + of_bits(curves.shift))));
-  const double slope = to_half(of_bits(curve.c1) * x + of_bits(curve.c0));
-  return static_cast<int>(to_half(slope * x + 1536.0)) - 1536;
+int index_by_curve(const core::CodeTable& table, const Curves& curves, const Curve& curve, int level) {
+  const double w =
+      std::fmin(1.0, std::fmax(0.0, to_half(of_bits(curve.slope) * (1024.0 + level) + of_bits(curve.start))));
+  const double t = to_half(of_bits(curves.top) - w * w), least = table.bits == 2 ? 384.0 : 192.0;
+  const int index = static_cast<int>((t - least) * (table.bits == 2 ? 4.0 : 8.0));
+  return table.bits == 3 && index > 3 && index < 6 ? 3 : index;
 }
 
 void expect_thresholds(const core::CodeTable& table, const Curves& curves) {
   for (int j = 0; j < table.candidates; ++j)
     for (int level = 0; level <= core::kMaxLevel; ++level)
-      ASSERT_EQ(index_by_curve(curves, curves.of[j], level), core::index_of(table, j, level))
+      ASSERT_EQ(index_by_curve(table, curves, curves.of[j], level), core::index_of(table, j, level))
           << table.bits << " bits, candidate " << j << ", level " << level;
 }
 

@@ -77,7 +77,7 @@ struct Token {
 // What follows the wait. Keys and values differ in `store`, which puts one area's bytes.
 template <int C, class Bytes, class Store>
 __device__ inline void store_token(const EncodeCall& call, const Token<Bytes>& token, bool is_key, int slot,
-                                   const float (&y)[C], const Block& block, const Store& store) {
+                                   const float (&x)[C], const Block& block, const Store& store) {
   const PageFormat& format = call.args.pages.format;
   const int d = format.head_dim;
   if (token.opens) {
@@ -89,7 +89,7 @@ __device__ inline void store_token(const EncodeCall& call, const Token<Bytes>& t
   store(token.low, token.target.codes);
   if (token.has_top) store(token.top, token.target.codes + 16 * d);
   if (lane_id() == 0) store_scale(token.target, slot, token.scale);
-  store_fringe(token.fringe, is_key, call, y);
+  store_fringe(token.fringe, is_key, call, x);
 }
 
 template <int C>
@@ -100,11 +100,17 @@ __device__ inline void encode_token(const EncodeCall& call, const Part& part, bo
   std::uint8_t* page = page_of(call.args, part, part.page, head);
   const Target target{page + (is_key ? format.k_codes_offset() : format.v_codes_offset()),
                       page + (is_key ? format.k_scales_offset() : format.v_scales_offset())};
-  float y[C];
-  load_rotated(call, part, is_key, head, slot, block.scratch, y);
-  if (is_key) prepare_centre<C>(call, part, head, plan, block);
-  const Coded<C> coded = is_key ? code_key(call, y, block) : code_value(call, y);
+  float x[C];
+  load_signed(call, part, is_key, head, slot, x);
+  Coded<C> coded;
+  {
+    float y[C];
+    const Rotated scaled = rotate_to_half(call, x, block.scratch, y);
+    if (is_key) prepare_centre<C>(call, part, head, plan, block);
+    coded = is_key ? code_key(call, scaled, y, block) : code_value(call, scaled, y);
+  }
   const FringeSlots fringe = fringe_slots(call.args, part, head, part.position(slot));
+  if (fringe.first != nullptr || fringe.recent != nullptr) rotate_exactly(call, block.scratch, x);
   const int low_bits = bits == 4 ? 4 : 2;
   if (is_key) {
     auto* codes = reinterpret_cast<std::uint8_t*>(block.scratch);
@@ -116,7 +122,7 @@ __device__ inline void encode_token(const EncodeCall& call, const Part& part, bo
     token.low.fill(codes, d, low_bits, 0, slot);
     if (bits == 3) token.top.fill(codes, d, 1, 2, slot);
     wait_for_previous_kernel();
-    store_token<C>(call, token, true, slot, y, block,
+    store_token<C>(call, token, true, slot, x, block,
                    [](const KeyBytes<C>& bytes, std::uint8_t* area) { bytes.store(area); });
   } else {
     const std::uint8_t* old = part.opens ? nullptr : target.codes;
@@ -124,7 +130,7 @@ __device__ inline void encode_token(const EncodeCall& call, const Part& part, bo
     token.low.fill(coded.codes, d, low_bits, 0, slot, old);
     if (bits == 3) token.top.fill(coded.codes, d, 1, 2, slot, old == nullptr ? nullptr : old + 16 * d);
     wait_for_previous_kernel();
-    store_token<C>(call, token, false, slot, y, block,
+    store_token<C>(call, token, false, slot, x, block,
                    [d](const ValueBytes<C>& bytes, std::uint8_t* area) { bytes.store(d, area); });
   }
 }

@@ -21,15 +21,16 @@ struct Group {
 
 // Shared memory of a group. n = 32 C, the padded head_dim.
 //   direct: a call of few tokens a page. One warp a part, which writes to the page itself; little shared
-//   memory and few threads, so that blocks find room beside those of a running attend.
+//   memory and few threads, so that blocks find room beside those of a running attend. What values need is
+//   their scratch.
 struct BlockPlan {
   bool direct;
   int warps;
   int row_count;  // key vectors that are kept
   int image_bytes;
 
-  __host__ __device__ int bytes(int n) const {
-    return image_bytes + n * 4 * ((direct ? 0 : row_count) + 2 + warps) + n + kPageTokens + 16;
+  __host__ __device__ int bytes(int n) const {  // of a group of keys; of values too, unless direct
+    return image_bytes + n * 4 * ((direct ? 0 : row_count) + 5 + warps) + n + 5 * kPageTokens + 16;
   }
 };
 
@@ -37,11 +38,12 @@ struct Block {
   Group group;
   std::uint8_t* image;   // [image_bytes] code area, then 64 scales; unused where direct
   float* rows;           // [row_count][n] rotated keys; where direct, the scratch
-  float* sums;           // [n]
-  float* centre;         // [n] in fp32
+  float* sums;           // [4][n]
+  float* centre;         // [n] before it is rounded
   float* scratch;        // [warps][n], each warp its own
   std::int8_t* steps;    // [n] the centre as stored
-  std::uint8_t* chosen;  // [64] of rows
+  float* factors;        // [64] of slots
+  std::uint8_t* chosen;  // [64] of slots
   std::uint32_t* step;   // [1] fp16 bits of the centre's step
 };
 
@@ -55,12 +57,13 @@ __device__ inline Block carve_block(unsigned char* shared, const BlockPlan& plan
   at += plan.image_bytes;
   block.rows = reinterpret_cast<float*>(at);
   block.sums = block.rows + (plan.direct ? 0 : plan.row_count) * n;
-  block.centre = block.sums + n;
+  block.centre = block.sums + 4 * n;
   block.scratch = block.centre + n;
   if (plan.direct) block.rows = block.scratch;  // a rotation is done with it when its key is kept
   at = reinterpret_cast<unsigned char*>(block.scratch + plan.warps * n);
   block.step = reinterpret_cast<std::uint32_t*>(at);
-  block.chosen = at + 16;
+  block.factors = reinterpret_cast<float*>(at + 16);
+  block.chosen = at + 16 + 4 * kPageTokens;
   block.steps = reinterpret_cast<std::int8_t*>(block.chosen + kPageTokens);
   return block;
 }
@@ -83,23 +86,54 @@ __device__ inline void zero_16(const Group& group, std::uint8_t* to, int bytes) 
     *reinterpret_cast<uint4*>(to + at) = uint4{0, 0, 0, 0};
 }
 
-// Slot `slot`'s key or value, rotated, not yet over sqrt(d).
+// Slot `slot`'s key or value times its signs.
 template <int C>
-__device__ inline void load_rotated(const EncodeCall& call, const Part& part, bool is_key, int head, int slot,
-                                    float* scratch, float (&y)[C]) {
+__device__ inline void load_signed(const EncodeCall& call, const Part& part, bool is_key, int head, int slot,
+                                   float (&x)[C]) {
   const EncodeArgs& a = call.args;
   const int d = a.pages.format.head_dim, first = lane_id() * C;
   const Rows& rows = is_key ? a.keys : a.values;
-  load_warp_vector(rows.dtype, rows.data, row_at(rows, part.row + slot - part.begin, head), d, y);
+  load_warp_vector(rows.dtype, rows.data, row_at(rows, part.row + slot - part.begin, head), d, x);
   const float* signs = (is_key ? a.basis.key_signs : a.basis.value_signs) + head * d;
   if (first < d) {
 #pragma unroll
-    for (int j = 0; j < C; ++j) y[j] = __fmul_rn(y[j], signs[first + j]);
+    for (int j = 0; j < C; ++j) x[j] = __fmul_rn(x[j], signs[first + j]);
   }
-  hadamard(y, a.basis.base, d / a.basis.base, a.basis.base_matrix, false, scratch);
+}
+// Rule 7's rotation.
+template <int C>
+__device__ inline void rotate_exactly(const EncodeCall& call, float* scratch, float (&x)[C]) {
+  const EncodeArgs& a = call.args;
+  hadamard(x, a.basis.base, a.pages.format.head_dim / a.basis.base, a.basis.base_matrix, false, scratch);
+}
+// Rule 1: how x will be rotated.
+template <int C>
+__device__ inline Rotated scale_of(const EncodeCall& call, const float (&x)[C]) {
+  const float most = largest_of(x);
+  const bool finite = most < kLargest;
+  return {finite ? factor_of(most, call.args.pages.format.head_dim) : 1.0f, finite};
+}
+// y = H (factor x) in fp16 numbers; 0 of a vector that is not finite.
+template <int C>
+__device__ inline Rotated rotate_to_half(const EncodeCall& call, const float (&x)[C], float* scratch,
+                                         float (&y)[C]) {
+  const EncodeArgs& a = call.args;
+  const Rotated scaled = scale_of(call, x);
+#pragma unroll
+  for (int j = 0; j < C; ++j) y[j] = scaled.finite ? round_to_half(__fmul_rn(x[j], scaled.factor)) : 0.0f;
+  hadamard(y, a.basis.base, a.pages.format.head_dim / a.basis.base, a.basis.base_matrix, false, scratch,
+           RoundedToHalf{});
+  return scaled;
+}
+template <int C>
+__device__ inline Rotated load_rotated(const EncodeCall& call, const Part& part, bool is_key, int head,
+                                       int slot, float* scratch, float (&y)[C]) {
+  float x[C];
+  load_signed(call, part, is_key, head, slot, x);
+  return rotate_to_half(call, x, scratch, y);
 }
 
-// Rule 7: a rotated key or value.
+// Rule 7 of an exactly rotated key or value.
 template <int C>
 __device__ inline void store_fringe(const FringeSlots& slots, bool is_key, const EncodeCall& call,
                                     const float (&y)[C]) {
@@ -114,10 +148,16 @@ __device__ inline void store_fringe(const FringeSlots& slots, bool is_key, const
     if (slots.recent != nullptr) slots.recent[at] = half;
   }
 }
+// The same of a token that may not be the fringe's.
 template <int C>
-__device__ inline void store_fringe(const EncodeCall& call, const Part& part, bool is_key, int head, int slot,
-                                    const float (&y)[C]) {
-  store_fringe(fringe_slots(call.args, part, head, part.position(slot)), is_key, call, y);
+__device__ inline void make_fringe(const EncodeCall& call, const Part& part, bool is_key, int head, int slot,
+                                   float* scratch) {
+  const FringeSlots slots = fringe_slots(call.args, part, head, part.position(slot));
+  if (slots.first == nullptr && slots.recent == nullptr) return;
+  float x[C];
+  load_signed(call, part, is_key, head, slot, x);
+  rotate_exactly(call, scratch, x);
+  store_fringe(slots, is_key, call, x);
 }
 
 }  // namespace turboquant::kernels::cuda

@@ -7,14 +7,46 @@
 // Rules 2 and 3: a page's centre. All threads of block.group call each of these, which end with its sync().
 namespace turboquant::kernels::cuda {
 
-template <int C>
-__device__ inline void subtract(const float (&y)[C], const float* centre, float (&u)[C]) {
-#pragma unroll
-  for (int j = 0; j < C; ++j) u[j] = __fadd_rn(y[j], -centre[lane_id() * C + j]);
+// The stored centre's step next to keys that are not yet over sqrt(d).
+__device__ inline float centre_step(const EncodeCall& call, const Block& block) {
+  return __fmul_rn(float_of_half(*block.step), call.centre_scale);
 }
 
-// The mean of the part's keys in two rounds, into block.centre. If all of them fit in block.rows they stay
-// there, rotated; else they are rotated again in each round.
+// Rule 3, in integers: y is a multiple of 2^-24 below 2^16.
+template <int C>
+__device__ inline bool is_nearer(const EncodeCall& call, const float (&y)[C], float factor,
+                                 const Block& block) {
+  double dot = 0.0;
+  int squares = 0;
+#pragma unroll
+  for (int j = 0; j < C; ++j) {
+    const int n = block.steps[lane_id() * C + j];
+    dot += static_cast<double>(__fmul_rn(y[j], static_cast<float>(n)));
+    squares += n * n;
+  }
+  squares = __reduce_add_sync(~0u, squares);
+#pragma unroll
+  for (int apart = 16; apart > 0; apart /= 2) dot += __shfl_xor_sync(~0u, dot, apart);
+  return 2.0 * dot >= static_cast<double>(centre_step(call, block)) * static_cast<double>(factor) *
+                          static_cast<double>(squares);
+}
+
+// Rounds block.centre to what a page stores: block.steps and block.step.
+__device__ inline void round_centre(int n, const Block& block) {
+  float largest = 0.0f;
+  for (int e = lane_id(); e < n; e += 32) largest = fmaxf(largest, fabsf(block.centre[e]));
+#pragma unroll
+  for (int apart = 16; apart > 0; apart /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, apart));
+  const std::uint32_t half = centre_step_bits(largest);
+  const float inverse = inverse_of(float_of_half(half));
+  for (int e = block.group.thread(); e < n; e += block.group.threads)
+    block.steps[e] = static_cast<std::int8_t>(steps_in(block.centre[e], inverse));
+  if (block.group.thread() == 0) *block.step = half;
+  block.group.sync();
+}
+
+// The mean of the part's keys in two rounds, rounded. If all of them fit in block.rows they stay there,
+// rotated; else they are rotated again in each round.
 template <int C>
 __device__ inline void own_centre(const EncodeCall& call, const Part& part, int head, const BlockPlan& plan,
                                   const Block& block) {
@@ -22,13 +54,26 @@ __device__ inline void own_centre(const EncodeCall& call, const Part& part, int 
   const int warp = block.group.thread() / 32, lane = lane_id();
   const int threads = block.group.threads, thread = block.group.thread();
   const bool resident = part.tokens() <= plan.row_count;
+  for (int t = part.begin + warp; t < part.end; t += plan.warps) {
+    float x[C];
+    load_signed(call, part, true, head, t, x);
+    const Rotated scaled = scale_of(call, x);
+    if (lane != 0) continue;
+    block.factors[t] = scaled.factor;
+    block.chosen[t] = scaled.finite ? 1 : 0;
+  }
+  block.group.sync();
+  float least = 0x1p127f;
+  for (int t = part.begin; t < part.end; ++t)
+    if (block.chosen[t] != 0) least = fminf(least, block.factors[t]);
+  const float unit = __fmul_rn(64.0f, one_over_power(least));
   for (int round = 0; round < 2; ++round) {
-    for (int e = thread; e < n; e += threads) block.sums[e] = 0.0f;
+    for (int e = thread; e < 4 * n; e += threads) block.sums[e] = 0.0f;
     int count = 0;
     for (int from = part.begin; from < part.end; from += plan.row_count) {
       const int to = part.end < from + plan.row_count ? part.end : from + plan.row_count;
       for (int t = from + warp; t < to; t += plan.warps) {
-        float y[C], u[C];
+        float y[C];
         float* row = block.rows + (t - from) * n + lane * C;
         if (round == 0 || !resident) {
           load_rotated(call, part, true, head, t, block.scratch + warp * n, y);
@@ -38,42 +83,41 @@ __device__ inline void own_centre(const EncodeCall& call, const Part& part, int 
 #pragma unroll
           for (int j = 0; j < C; ++j) y[j] = row[j];
         }
-        bool chosen = largest_of(y) < kLargest;
-        if (round == 1) {
-          subtract(y, block.centre, u);
-          chosen = tree_squared_norm(u) <= tree_squared_norm(y) && chosen;
-        }
-        if (lane == 0) block.chosen[t - from] = chosen ? 1 : 0;
+        const bool chosen = round == 0 || is_nearer(call, y, block.factors[t], block);
+        if (lane == 0 && !chosen) block.chosen[t] = 0;
       }
       block.group.sync();
       for (int e = thread; e < n; e += threads) {
-        float sum = block.sums[e];
-#pragma unroll 8
-        for (int t = 0; t < to - from; ++t)
-          if (block.chosen[t] != 0) sum = __fadd_rn(sum, block.rows[t * n + e]);
-        block.sums[e] = sum;
+        for (int t = from; t < to; ++t) {
+          if (block.chosen[t] == 0) continue;
+          float& sum = block.sums[t / kMeanSlots * n + e];
+          const float weight = round_to_half(weight_of(block.factors[t], least));
+          sum = round_to_half(__fadd_rn(sum, __fmul_rn(block.rows[(t - from) * n + e], weight)));
+        }
       }
-      for (int t = 0; t < to - from; ++t) count += block.chosen[t];
+      for (int t = from; t < to; ++t) count += block.chosen[t];
       block.group.sync();
     }
-    for (int e = thread; e < n; e += threads)
-      block.centre[e] = count > 0 ? __fdiv_rn(block.sums[e], static_cast<float>(count)) : 0.0f;
+    const float per_unit =
+        count > 0 ? __fmul_rn(unit, __fdiv_rn(call.rotation_scale, static_cast<float>(count))) : 0.0f;
+    for (int e = thread; e < n; e += threads) {
+      const float* sum = block.sums + e;
+      const auto add = [](float a, float b) { return round_to_half(__fadd_rn(a, b)); };
+      block.centre[e] = __fmul_rn(add(add(sum[0], sum[n]), add(sum[2 * n], sum[3 * n])), per_unit);
+    }
     block.group.sync();
+    round_centre(n, block);
   }
-  for (int e = thread; e < n; e += threads) block.centre[e] = __fmul_rn(block.centre[e], call.rotation_scale);
-  block.group.sync();
 }
 
-// The page's stored centre, times sqrt(d) as keys are.
-__device__ inline void load_centre(const std::uint8_t* page, const EncodeCall& call, int n,
+// The page's stored centre.
+__device__ inline void load_centre(const std::uint8_t* page, const PageFormat& format, int n,
                                    const Block& block) {
-  const PageFormat& format = call.args.pages.format;
-  const float step =
-      __fmul_rn(float_of_half(*reinterpret_cast<const std::uint16_t*>(page + format.centre_step_offset())),
-                call.centre_scale);
   const auto* row = reinterpret_cast<const std::int8_t*>(page + format.centre_offset());
   for (int e = block.group.thread(); e < n; e += block.group.threads)
-    block.centre[e] = e < format.head_dim ? __fmul_rn(step, static_cast<float>(row[e])) : 0.0f;
+    block.steps[e] = e < format.head_dim ? row[e] : std::int8_t{0};
+  if (block.group.thread() == 0)
+    *block.step = *reinterpret_cast<const std::uint16_t*>(page + format.centre_step_offset());
   block.group.sync();
 }
 
@@ -148,43 +192,21 @@ __device__ inline void previous_centre(const std::uint8_t* page, const PageForma
   block.group.sync();
 }
 
-// Rounds block.centre to what a page stores: block.steps and block.step, and block.centre again from those,
-// times sqrt(d).
-__device__ inline void round_centre(const EncodeCall& call, int n, const Block& block) {
-  float largest = 0.0f;
-  for (int e = lane_id(); e < n; e += 32) largest = fmaxf(largest, fabsf(block.centre[e]));
-#pragma unroll
-  for (int apart = 16; apart > 0; apart /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, apart));
-  const std::uint32_t half = half_bits_clamped(__fdiv_rn(largest, 127.0f));
-  const float step = float_of_half(half);
-  block.group.sync();
-  for (int e = block.group.thread(); e < n; e += block.group.threads) {
-    const float steps = step > 0.0f ? rintf(__fdiv_rn(block.centre[e], step)) : 0.0f;
-    const auto stored = static_cast<std::int8_t>(fminf(fmaxf(steps, -127.0f), 127.0f));
-    block.steps[e] = stored;
-    block.centre[e] = __fmul_rn(__fmul_rn(step, call.centre_scale), static_cast<float>(stored));
-  }
-  if (block.group.thread() == 0) *block.step = half;
-  block.group.sync();
-}
-
-// The centre that the part's keys are measured about: block.centre, and where the part opens its page also
-// block.steps and block.step.
+// The centre that the part's keys are measured about: block.steps and block.step.
 template <int C>
 __device__ inline void prepare_centre(const EncodeCall& call, const Part& part, int head,
                                       const BlockPlan& plan, const Block& block) {
   constexpr int n = 32 * C;
   const PageFormat& format = call.args.pages.format;
-  if (!part.opens) return load_centre(page_of(call.args, part, part.page, head), call, n, block);
-  if (part.has_own_centre()) {
-    own_centre<C>(call, part, head, plan, block);
-  } else if (part.has_previous) {
+  if (!part.opens) return load_centre(page_of(call.args, part, part.page, head), format, n, block);
+  if (part.has_own_centre()) return own_centre<C>(call, part, head, plan, block);
+  if (part.has_previous) {
     previous_centre(page_of(call.args, part, part.page - 1, head), format, part.previous_begin(), n, block);
   } else {
     for (int e = block.group.thread(); e < n; e += block.group.threads) block.centre[e] = 0.0f;
     block.group.sync();
   }
-  round_centre(call, n, block);
+  round_centre(n, block);
 }
 
 // The rounded centre into its page, and zeros after it.

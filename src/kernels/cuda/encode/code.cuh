@@ -15,24 +15,27 @@ __device__ inline Coded<C> nan_token() {
   return token;
 }
 
-// Rules 3 to 6 of a rotated key, about block.centre.
+// Rules 3 to 6 of a rotated key, about the block's stored centre.
 template <int C>
-__device__ inline Coded<C> code_key(const EncodeCall& call, const float (&y)[C], const Block& block) {
+__device__ inline Coded<C> code_key(const EncodeCall& call, Rotated scaled, const float (&y)[C],
+                                    const Block& block) {
+  if (!scaled.finite) return nan_token<C>();
+  const bool centred = is_nearer(call, y, scaled.factor, block);
   float u[C];
-  if (!(largest_of(y) < kLargest)) return nan_token<C>();
-  subtract(y, block.centre, u);
-  const bool centred = tree_squared_norm(u) <= tree_squared_norm(y);
 #pragma unroll
-  for (int j = 0; j < C; ++j) u[j] = centred ? u[j] : y[j];
-  Coded<C> token = search(u, largest_of(u), call, call.key_coder);
+  for (int j = 0; j < C; ++j) {
+    const float c = centre_at(centre_step(call, block), static_cast<float>(block.steps[lane_id() * C + j]),
+                              scaled.factor);
+    u[j] = centred ? round_to_half(__fadd_rn(y[j], -round_to_half(c))) : y[j];
+  }
+  Coded<C> token = search(u, largest_of(u), scaled.factor, call, call.key_coder);
   if (!centred) token.scale |= kReferenceIsZero;
   return token;
 }
 
 template <int C>
-__device__ inline Coded<C> code_value(const EncodeCall& call, const float (&y)[C]) {
-  const float largest = largest_of(y);
-  return largest < kLargest ? search(y, largest, call, call.value_coder) : nan_token<C>();
+__device__ inline Coded<C> code_value(const EncodeCall& call, Rotated scaled, const float (&y)[C]) {
+  return scaled.finite ? search(y, largest_of(y), scaled.factor, call, call.value_coder) : nan_token<C>();
 }
 
 }  // namespace turboquant::kernels::cuda

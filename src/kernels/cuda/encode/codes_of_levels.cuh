@@ -23,18 +23,27 @@ __device__ inline std::uint32_t levels_of(std::uint32_t coordinates, std::uint32
   const __half2 scaled = __hmul2_rn(__habs2(as_half2(coordinates)), as_half2(levels_per_unit));
   return bits_of(__hadd2_rn(scaled, as_half2(0x64006400u)));
 }
-// What curves are functions of.
-__device__ inline std::uint32_t curve_argument(std::uint32_t levels, const Coder& coder) {
-  return bits_of(__hfma2_sat(as_half2(levels), as_half2(0x1c001c00u), as_half2(coder.shift)));  // 2^-8
+// Bytes of the words a (0 .. 3) and b (4 .. 7); nibbles of the selector are below 8.
+__device__ inline std::uint32_t permute(std::uint32_t a, std::uint32_t b, std::uint32_t selector) {
+  std::uint32_t out;  // __byte_perm() would mask the selector
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(selector));
+  return out;
 }
-// Indices of magnitudes as candidate j, each the low byte of its half.
-__device__ inline std::uint32_t indices_of(std::uint32_t argument, std::uint32_t c0, std::uint32_t c1) {
-  const __half2 x = as_half2(argument);
-  return bits_of(__hfma2(__hfma2(as_half2(c1), x, as_half2(c0)), x, as_half2(0x66006600u)));
+// Indices of magnitudes as a candidate, each the low byte of its half.
+__device__ inline std::uint32_t indices_of(std::uint32_t levels, const Candidate& candidate) {
+  std::uint32_t w;
+  asm("fma.rn.sat.f16x2 %0, %1, %2, %3;" : "=r"(w) : "r"(levels), "r"(candidate.slope), "r"(candidate.start));
+  return bits_of(__hfma2(__hneg2(as_half2(w)), as_half2(w), as_half2(candidate.top)));
 }
-// The magnitudes of the indices in the low four nibbles of `indices`, whose bits 3 are 0, as bytes.
-__device__ inline std::uint32_t magnitudes_at(const Coder& coder, std::uint32_t indices) {
-  return __byte_perm(coder.low_magnitudes, coder.high_magnitudes, indices);
+// The magnitudes of the indices in the low four nibbles of `indices`, as bytes.
+__device__ inline std::uint32_t magnitudes_at(const Candidate& candidate, std::uint32_t indices) {
+  return permute(candidate.low_magnitudes, candidate.high_magnitudes, indices);
+}
+// The indices of a word of nibbles as codes have them.
+__device__ inline std::uint32_t code_indices(const Coder& coder, std::uint32_t indices) {
+  if (coder.bits != 3) return indices;
+  const std::uint32_t beyond = indices & 0x44444444u;
+  return (indices & 0x33333333u) | beyond >> 1 | beyond >> 2;
 }
 
 // The best candidate so far.

@@ -7,36 +7,38 @@
 
 // The thresholds of core/tables.h as GPUs meet them: two coordinates at a time in fp16, without a compare.
 // With
-//   x = max(0, level - b) / 256,   t = (c1 x + c0) x + 1536,   each fused and rounded to fp16,
-// the low byte of t is the magnitude's index, as fp16's step is 1 from 1,024 to 2,048. Level by level that is
-// what index_of() says (tests/unit/kernels/curve_test.cc).
+//   w = min(1, max(0, slope level + start)),   t = top - w w,   each fused and rounded to fp16,
+// the low byte of t is the magnitude's index: fp16's step is 1/8 from 128 to 256, where top is 192 + 8/8 at 4
+// bits and 192 + 5/8 at 3, and 1/4 from 256 to 512, where it is 384 + 1/4 at 2. At 3 bits 4 and 5 mean 3. A
+// level is fp16's 1024 + level. Level by level that is what index_of() says
+// (tests/unit/kernels/curve_test.cc).
 namespace turboquant::kernels::cuda {
 
 // All as fp16 bits.
 struct Curve {
-  std::uint16_t c0, c1;
+  std::uint16_t slope, start;
 };
 struct Curves {
-  std::uint16_t shift;  // -(1024 + b) / 256
+  std::uint16_t top;
   Curve of[core::kMaxCandidates];
 };
 
-static constexpr Curves kKey4Curves{0xc40d, {{0x498c, 0xc3d7}, {0x4a0a, 0xc4b8}, {0x4a9d, 0xc5ca}}};
-static constexpr Curves kValue4Curves{0xc40d, {{0x499d, 0xc41c}, {0x4a10, 0xc4d1}, {0x4aa1, 0xc5d8}}};
-static constexpr Curves kEither3Curves{0xc418,
-                                       {{0x4407, 0xb9f2},
-                                        {0x449f, 0xbc7f},
-                                        {0x4546, 0xbebd},
-                                        {0x45f3, 0xc098},
-                                        {0x46b9, 0xc273},
-                                        {0x47f9, 0xc51a}}};
-static constexpr Curves kEither2Curves{0xc400,
-                                       {{0x3ce1, 0xb5db},
-                                        {0x3d71, 0xb687},
-                                        {0x3d71, 0x8000},
-                                        {0x3e00, 0x8000},
-                                        {0x3f48, 0xb85e},
-                                        {0x4029, 0xb8fe}}};
+static constexpr Curves kKey4Curves{0x5a08, {{0x998c, 0x439f}, {0x99f9, 0x4406}, {0x9a4f, 0x4431}}};
+static constexpr Curves kValue4Curves{0x5a08, {{0x998d, 0x439f}, {0x99e5, 0x43f7}, {0x9a3f, 0x4428}}};
+static constexpr Curves kEither3Curves{0x5a05,
+                                       {{0x9542, 0x4047},
+                                        {0x95db, 0x4095},
+                                        {0x9660, 0x40d7},
+                                        {0x96d9, 0x4113},
+                                        {0x976c, 0x415d},
+                                        {0x982b, 0x41d3}}};
+static constexpr Curves kEither2Curves{0x5e01,
+                                       {{0x9296, 0x3d1a},
+                                        {0x928e, 0x3d09},
+                                        {0x9296, 0x3d03},
+                                        {0x928e, 0x3cf7},
+                                        {0x928e, 0x3cf1},
+                                        {0x928e, 0x3ce8}}};
 
 static inline constexpr const Curves& key_curves(int bits) {
   return bits == 4 ? kKey4Curves : bits == 3 ? kEither3Curves : kEither2Curves;
@@ -45,25 +47,31 @@ static inline constexpr const Curves& value_curves(int bits) {
   return bits == 4 ? kValue4Curves : bits == 3 ? kEither3Curves : kEither2Curves;
 }
 
-// What kernels want of a table, ready for use: a kernel's parameter. Words of a Curve hold it twice.
-struct Coder {
-  std::uint32_t shift;
-  std::uint32_t c0[core::kMaxCandidates], c1[core::kMaxCandidates];
+// What kernels want of a table, ready for use: a kernel's parameter. Words of a Curve hold it twice. All that
+// a candidate's pass needs is in its Candidate: read with the loop's index it takes registers once, not a
+// move wherever it is used.
+struct Candidate {
+  std::uint32_t slope, start, top;
   std::uint32_t low_magnitudes, high_magnitudes;  // index 0 in the lowest byte: operands of a byte permute
-  float unit;                                     // core::scale_unit()
+};
+struct Coder {
+  Candidate of[core::kMaxCandidates];
+  float unit;  // core::scale_unit()
   int candidates, bits;
 };
 inline Coder make_coder(const core::CodeTable& table, const Curves& curves) {
   Coder out{};
   const auto twice = [](std::uint16_t x) { return 0x10001u * x; };
-  out.shift = twice(curves.shift);
   for (int j = 0; j < table.candidates; ++j) {
-    out.c0[j] = twice(curves.of[j].c0);
-    out.c1[j] = twice(curves.of[j].c1);
-  }
-  for (int k = 0; k < 4; ++k) {
-    out.low_magnitudes |= static_cast<std::uint32_t>(table.magnitudes[k]) << (8 * k);
-    out.high_magnitudes |= static_cast<std::uint32_t>(table.magnitudes[4 + k]) << (8 * k);
+    Candidate& candidate = out.of[j];
+    candidate.slope = twice(curves.of[j].slope);
+    candidate.start = twice(curves.of[j].start);
+    candidate.top = twice(curves.top);
+    for (int k = 0; k < 4; ++k) {
+      const int high = table.bits == 3 ? 3 : 4 + k;
+      candidate.low_magnitudes |= static_cast<std::uint32_t>(table.magnitudes[k]) << (8 * k);
+      candidate.high_magnitudes |= static_cast<std::uint32_t>(table.magnitudes[high]) << (8 * k);
+    }
   }
   out.unit = core::scale_unit(table);
   out.candidates = table.candidates;

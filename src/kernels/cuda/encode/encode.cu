@@ -28,7 +28,7 @@ Status launch_pages(const EncodeCall& call, std::int64_t slots, bool direct, con
   const dim3 grid(static_cast<unsigned>(slots), direct ? heads : 2 * heads);
   const int parts = direct ? 2 : 1;  // of a block
   const Launch how{"encode", grid, dim3(static_cast<unsigned>(32 * plan.warps * parts)),
-                   static_cast<std::size_t>(plan.bytes(n) * parts), true};
+                   static_cast<std::size_t>(plan.bytes(n) + (direct ? 4 * n : 0)), true};
   return launch(how, context, direct ? &encode_pages<C, true> : &encode_pages<C, false>, call, plan);
 }
 

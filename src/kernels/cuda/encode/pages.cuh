@@ -57,16 +57,19 @@ __device__ inline void encode_part(const EncodeCall& call, const Part& part, boo
   Target target{};
   for (int from = part.begin; from < part.end; from += plan.warps) {
     const int slot = from + warp;
-    float y[C];
     Coded<C> token;
     if (slot < part.end) {
+      float x[C], y[C];
+      load_signed(call, part, is_key, head, slot, x);
+      Rotated scaled;
       if (resident) {
+        scaled = scale_of(call, x);
 #pragma unroll
         for (int j = 0; j < C; ++j) y[j] = block.rows[(slot - part.begin) * n + lane * C + j];
       } else {
-        load_rotated(call, part, is_key, head, slot, scratch, y);
+        scaled = rotate_to_half(call, x, scratch, y);
       }
-      token = is_key ? code_key(call, y, block) : code_value(call, y);
+      token = is_key ? code_key(call, scaled, y, block) : code_value(call, scaled, y);
       __syncwarp();
 #pragma unroll
       for (int j = 0; j < C; ++j) codes[lane * C + j] = static_cast<std::uint8_t>(token.codes[j]);
@@ -79,7 +82,6 @@ __device__ inline void encode_part(const EncodeCall& call, const Part& part, boo
     block.group.sync();
     if (slot < part.end) {
       if (lane == 0) store_scale(target, slot, token.scale);
-      store_fringe(call, part, is_key, head, slot, y);
       if (is_key) pack_key(codes, d, bits, slot, target.codes);
     }
     if (!is_key) {
@@ -89,6 +91,8 @@ __device__ inline void encode_part(const EncodeCall& call, const Part& part, boo
                      target.codes);
       block.group.sync();
     }
+    __syncwarp();
+    if (slot < part.end) make_fringe<C>(call, part, is_key, head, slot, scratch);
   }
   block.group.sync();
   close_target(page, format, is_key, plan, block, target);
@@ -111,8 +115,11 @@ __global__ void __launch_bounds__(kDirect ? 64 : 256, kDirect&& C <= 4 ? 12 : 1)
     wait_for_previous_kernel();
     return;
   }
-  Block block = carve_block<C>(shared + (kDirect && !is_key ? plan.bytes(32 * C) : 0), plan);
-  if constexpr (kDirect) block.group.first = 32 * warp;
+  Block block = carve_block<C>(shared, plan);
+  if constexpr (kDirect) {
+    block.group.first = 32 * warp;
+    if (!is_key) block.scratch = reinterpret_cast<float*>(shared + plan.bytes(32 * C));
+  }
   for (;;) {
     if constexpr (kDirect) {
       if (part.tokens() == 1) encode_token<C>(call, part, is_key, head, plan, block);

@@ -41,7 +41,7 @@ __device__ void make_task(const EncodeCall& call, std::int64_t at, std::int64_t 
 template <DType kType>
 __device__ void encode_all_keys(const EncodeCall& call, PrefillShared& shared) {
   int at = this_team().number;
-  PrefillKeys& keys = shared.keys[at];
+  PrefillKeys& keys = shared.teams[at].keys;
   const auto lead = [&] {  // from `at` on
     while (at < kTasks && !(shared.tasks[at].exists && shared.tasks[at].leads)) at += kTeams;
     return at < kTasks ? at : kNoTask;
@@ -63,7 +63,7 @@ __device__ void encode_all_keys(const EncodeCall& call, PrefillShared& shared) {
 template <DType kType>
 __device__ void encode_all_values(const EncodeCall& call, PrefillShared& shared) {
   int at = this_team().number;
-  PrefillValues& values = shared.values[at];
+  PrefillValues& values = shared.teams[at].values;
   const auto existing = [&] {
     while (at < kTasks && !shared.tasks[at].exists) at += kTeams;
     return at < kTasks ? at : kNoTask;
@@ -87,6 +87,7 @@ __global__ void __launch_bounds__(kPrefillThreads, 1)
   const std::int64_t count = slots * call.args.pages.kv_heads;
   const int thread = static_cast<int>(threadIdx.x);
 
+  if (thread < kSidePairs) shared.zeros[thread] = 0;
   wait_for_previous_kernel();
 
   for (std::int64_t first = blockIdx.x; first < count; first += std::int64_t{kTasks} * gridDim.x) {
@@ -94,9 +95,13 @@ __global__ void __launch_bounds__(kPrefillThreads, 1)
       make_task(call, first + std::int64_t{thread} * gridDim.x, count, shared.tasks[thread],
                 shared.tasks[kTasks + thread]);
     __syncthreads();
-    encode_all_keys<kType>(call, shared);
-    __syncthreads();
-    encode_all_values<kType>(call, shared);
+    const Team team = this_team();
+#pragma unroll 1
+    for (int turn = 0; turn < 2; ++turn) {
+      if ((turn + team.number) % 2 == 0) encode_all_keys<kType>(call, shared);
+      else encode_all_values<kType>(call, shared);
+      team.group.sync();
+    }
     __syncthreads();
   }
 }
@@ -118,10 +123,7 @@ __global__ void __launch_bounds__(32 * kFringeWarps) encode_fringe(const __grid_
   if (slot >= a.fringe.first + a.fringe.recent || p < start || p < length || p >= end ||
       !find_part(a.sequences, i, p / kPageTokens, part))
     return;
-  float y[kPrefillDim / 32];
-  const int in_page = static_cast<int>(p % kPageTokens);
-  load_rotated(call, part, is_key, head, in_page, nullptr, y);
-  store_fringe(call, part, is_key, head, in_page, y);
+  make_fringe<kPrefillDim / 32>(call, part, is_key, head, static_cast<int>(p % kPageTokens), nullptr);
 }
 
 bool is_aligned(const void* data) {

@@ -4,11 +4,11 @@
 #include "kernels/cuda/encode/block.cuh"
 #include "kernels/cuda/encode/side_code.cuh"
 
-// What the two halves of encode/prefill.cu share: one block of 12 warps an SM, 168 registers a thread. Teams
-// of four warps do a page's keys, 16 a warp; later, its values.
+// What the two halves of encode/prefill.cu share: one block of 16 warps an SM, 128 registers a thread. Teams
+// of four warps do a page's keys, 16 a warp, or its values.
 namespace turboquant::kernels::cuda {
 
-inline constexpr int kPrefillWarps = 12, kPrefillThreads = 32 * kPrefillWarps;
+inline constexpr int kPrefillWarps = 16, kPrefillThreads = 32 * kPrefillWarps;
 inline constexpr int kTeamWarps = kPageTokens / kWarpVectors, kTeamThreads = 32 * kTeamWarps;
 inline constexpr int kTeams = kPrefillWarps / kTeamWarps;
 
@@ -16,31 +16,32 @@ inline constexpr int kTeams = kPrefillWarps / kTeamWarps;
 // bank.
 using TokenCodes = std::uint32_t[kPageTokens][20];
 
-// A row of fp32 keys and 4 of padding, for the same reason.
-inline constexpr int kPaddedRow = kPrefillDim + 4;
+// A row of rotated keys and 4 words of padding, for the same reason.
+inline constexpr int kPaddedRow = kPairs + 4;
 
-struct PrefillKeys {                                // of a team
-  alignas(16) float rows[kPageTokens][kPaddedRow];  // rotated, until the centre is known
-  alignas(16) float centre[kPrefillDim];
-  alignas(16) float other_centre[kPrefillDim];  // a page's own, or from the page before
-  alignas(16) std::int8_t steps[kPrefillDim];
-  // Of a warp's coordinates each: about |centre|^2, and |centre - the mean that was centre before|^2; bits of
-  // the
-  // largest; of a warp's tokens, a bit each.
-  alignas(16) float weights[kPageTokens];  // of tokens in a mean
-  alignas(16) float2 squares[kTeamWarps];
-  alignas(16) std::uint32_t largest[kTeamWarps];
-  alignas(8) std::uint16_t chosen[kTeamWarps];
-  std::uint32_t step;
+// Centre of a page as a warp uses it, in the order of rows.
+struct WarpCentre {
+  alignas(16) std::uint32_t steps[kPairs];  // fp16 integers
+  alignas(16) std::uint32_t pairs[kPairs];  // the centre times sqrt(d) as fp16
 };
-struct PrefillValues {                               // of a team
-  std::uint32_t flips[kTeamWarps][kPrefillDim / 2];  // the page's: sign bits of two coordinates
-  TokenCodes codes[2];                               // of a page and the one before
+struct PrefillKeys {                                        // of a team
+  alignas(16) std::uint32_t rows[kPageTokens][kPaddedRow];  // rotated
+  alignas(16) std::uint32_t weights[kPageTokens];           // of tokens in a mean, twice each
+  alignas(16) std::uint32_t sums[2][kPairs];                // of the first 32 rows, of the others
+  alignas(16) float centre[kPrefillDim];                    // not the page's own mean
+  alignas(16) float scratch[16];
+  alignas(16) std::uint32_t factors[kTeamWarps];   // of a warp's tokens the least; 1 more if any is not 1
+  alignas(8) std::uint16_t chosen[2][kTeamWarps];  // of a warp's tokens, a bit each
+  WarpCentre centres[kTeamWarps];
+};
+struct PrefillValues {                           // of a team
+  std::uint32_t flips[kTeamWarps][kPrefillDim];  // sign bits of the page's signs
+  TokenCodes codes[2];                           // of a page and the one before
 };
 
 // Where a thread stands in its team.
 struct Team {
-  int number;  // 0 .. 2
+  int number;  // 0 .. 3
   Group group;
   int warp;   // 0 .. 3, of the team
   int token;  // of this lane
@@ -55,7 +56,8 @@ __device__ inline Team this_team() {
   return out;
 }
 
-// A page of the call. A block makes a list of its next ones, and goes through it twice: keys, then values.
+// A page of the call. A block makes a list of its next ones, and each team goes through its share of them
+// twice: for keys and for values, every second team for values first.
 struct PrefillTask {
   Part part;
   std::uint8_t* page;
@@ -77,10 +79,11 @@ struct PrefillShared {
   PrefillTask tasks[2 * kTasks];
   PrefillTurn turns[kPrefillWarps];  // each warp's own
   WarpInput inputs[kPrefillWarps];
+  alignas(16) std::uint32_t zeros[kSidePairs];
   union {
-    PrefillKeys keys[kTeams];
-    PrefillValues values[kTeams];
-  };
+    PrefillKeys keys;
+    PrefillValues values;
+  } teams[kTeams];
 
   __device__ const PrefillTurn& turn() const { return turns[this_thread() / 32]; }
   __device__ const PrefillTask& task() const {

@@ -1,113 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "kernels/cuda/encode/centre.cuh"
-#include "kernels/cuda/encode/prefill.cuh"
+#include "kernels/cuda/encode/prefill_centre.cuh"
 
-// The keys of a page by a team: a lane keeps its side of a rotated token in registers, and adds up one
-// coordinate of means.
-
+// The keys of a page by a team: a lane keeps its side of a rotated token in registers.
 namespace turboquant::kernels::cuda {
-
-// |y - c|^2 <= |y|^2 as rule 3 means it. The sign of |c|^2 - 2 y.c decides unless it is so small that
-// rounding might: each of the sums involved is off by less than 2^-18 (|y|^2 + |c|^2), so what lies within
-// 2^-16 of that is done as written, and so are sums near the ends of fp32's range.
-struct Nearer {
-  float difference, size;  // about |c|^2 - 2 y.c, |y|^2 + |c|^2
-  bool nearer;
-};
-__device__ inline Nearer nearer_to(const SideVector& y, const float* centre, float centre_squared,
-                                   float about_zero) {
-  const float dot = side_dot([&](int j) { return y[j]; }, [&](int j) { return centre[j]; });
-  const float difference = centre_squared - 2.0f * dot, size = about_zero + centre_squared;
-  const bool is_clear = fabsf(difference) > size * 0x1p-16f && size < 1e36f && size > 1e-28f;
-  bool nearer = difference < 0.0f;
-  if (!__all_sync(~0u, is_clear)) {
-    const float about_centre = side_squared_norm([&](int j) { return __fadd_rn(y[j], -centre[j]); });
-    const bool exactly = about_centre <= side_squared_norm([&](int j) { return y[j]; });
-    if (!is_clear) nearer = exactly;
-  }
-  return {difference, size, nearer};
-}
-
-// The same once the centre has moved by a vector m: the difference by the change of |c|^2 and by at most
-// 2 |y| |m|. Null where that does not decide.
-__device__ inline bool still_clear(const Nearer& before, float squared_before, float squared_now,
-                                   float moved_squared, float about_zero, bool& nearer) {
-  const float difference = before.difference + (squared_now - squared_before);
-  const float size = fmaxf(before.size, about_zero + squared_now);
-  const float beyond = fabsf(difference) - size * 0x1p-14f;
-  nearer = difference < 0.0f;
-  return beyond > 0.0f && beyond * beyond > 4.1f * about_zero * moved_squared && size < 1e16f &&
-         size > 1e-16f;
-}
-
-// A team's tokens, a bit each, of which some are chosen.
-struct Chosen {
-  std::uint32_t low, high;
-
-  __device__ bool operator==(const Chosen& other) const { return low == other.low && high == other.high; }
-};
-// All threads of a team: the tokens whose lanes say so.
-__device__ inline Chosen choose(const Team& team, bool chosen, PrefillKeys& keys) {
-  const std::uint32_t tokens = __ballot_sync(~0u, chosen) & 0xffffu;
-  if (this_side() == 0) keys.weights[team.token] = chosen ? 1.0f : 0.0f;
-  if ((this_thread() & 31) == 0) keys.chosen[team.warp] = static_cast<std::uint16_t>(tokens);
-  team.group.sync();
-  const uint2 both = *reinterpret_cast<const uint2*>(keys.chosen);
-  return {both.x, both.y};
-}
-
-// The mean of the chosen rows' coordinate e, in order. A row's weight is 1 or 0, so that nothing is rounded
-// but sums.
-__device__ inline float mean_of_column(const PrefillKeys& keys, int e, const Chosen& chosen) {
-  float sum = 0.0f;
-#pragma unroll 4
-  for (int t = 0; t < kPageTokens; t += 4) {
-    const float4 weights = *reinterpret_cast<const float4*>(&keys.weights[t]);
-    sum = __fmaf_rn(keys.rows[t][e], weights.x, sum);
-    sum = __fmaf_rn(keys.rows[t + 1][e], weights.y, sum);
-    sum = __fmaf_rn(keys.rows[t + 2][e], weights.z, sum);
-    sum = __fmaf_rn(keys.rows[t + 3][e], weights.w, sum);
-  }
-  const auto count = static_cast<float>(__popc(chosen.low) + __popc(chosen.high));
-  return count == 0.0f ? 0.0f : __fdiv_rn(sum, count);
-}
-
-// A thread sets coordinate e of the centre that all lanes measure with, which moves it by `moved`.
-__device__ inline void publish_centre(const Team& team, int e, float c, float moved, PrefillKeys& keys) {
-  float2 squares{c * c, moved * moved};
-#pragma unroll
-  for (int apart = 16; apart > 0; apart /= 2) {
-    squares.x += __shfl_xor_sync(~0u, squares.x, apart);
-    squares.y += __shfl_xor_sync(~0u, squares.y, apart);
-  }
-  keys.centre[e] = c;
-  if (e % 32 == 0) keys.squares[team.warp] = squares;
-}
-// About |centre|^2 and the square of what it moved by, once all have published.
-__device__ inline float2 centre_squares(const PrefillKeys& keys) {
-  const float4 a = *reinterpret_cast<const float4*>(keys.squares),
-               b = *reinterpret_cast<const float4*>(keys.squares + 2);
-  return {(a.x + a.z) + (b.x + b.z), (a.y + a.w) + (b.y + b.w)};
-}
-// The same of the largest size, as its bits.
-__device__ inline void publish_largest(const Team& team, int e, float c, PrefillKeys& keys) {
-  const std::uint32_t largest = __reduce_max_sync(~0u, __float_as_uint(fabsf(c)));
-  if (e % 32 == 0) keys.largest[team.warp] = largest;
-}
-
-// A thread: coordinate e of a centre as its page stores it, times sqrt(d) as keys are.
-__device__ inline float round_centre(int e, float c, float centre_scale, PrefillKeys& keys) {
-  const uint4 four = *reinterpret_cast<const uint4*>(keys.largest);
-  const float largest = __uint_as_float(max(max(four.x, four.y), max(four.z, four.w)));
-  const std::uint32_t half = half_bits_clamped(__fdiv_rn(largest, 127.0f));
-  const float step = float_of_half(half);
-  const float steps = fminf(fmaxf(step > 0.0f ? rintf(__fdiv_rn(c, step)) : 0.0f, -127.0f), 127.0f);
-  keys.steps[e] = static_cast<std::int8_t>(steps);
-  if (e == 0) keys.step = half;
-  return __fmul_rn(__fmul_rn(step, centre_scale), steps);
-}
 
 // The lane's token's codes into K areas (turboquant/format.h).
 __device__ inline void store_key_codes(const SideCodes& codes, int token, const Part& part, int bits,
@@ -149,135 +46,175 @@ __device__ inline void fetch_keys(const EncodeCall& call, PrefillShared& shared,
         task.part, kWarpVectors * this_team().warp, shared.input());
 }
 
-// The lane's side of its key, which has been fetched, rotated.
+// The lane's side of its key, which has been fetched, rotated, and its largest coordinate.
 template <DType kType>
-__device__ inline void load_keys(const WarpInput& input, SideVector& y) {
-  const int side = this_side(), row = this_thread() % kWarpVectors;
+__device__ inline Rotated load_keys(const WarpInput& input, float& largest, SideVector& y) {
 #pragma unroll
-  for (int piece = 0; piece < 8; ++piece)
-    unpack_eight(kType, input.raw.rows[row][8 * side + piece], y + 8 * piece);
-#pragma unroll
-  for (int j = 0; j < kSideDim; j += 4) {
-    const float4 s = *reinterpret_cast<const float4*>(&input.signs[kSideDim * side + j]);
-    y[j] = __fmul_rn(y[j], s.x);
-    y[j + 1] = __fmul_rn(y[j + 1], s.y);
-    y[j + 2] = __fmul_rn(y[j + 2], s.z);
-    y[j + 3] = __fmul_rn(y[j + 3], s.w);
+  for (int piece = 0; piece < 8; ++piece) {
+    float x[8];
+    unpack_signed<kType>(input, piece, x);
+    pack_side(x, piece, y);
   }
-  __syncwarp();
   side_hadamard(y);
+  largest = side_largest(y);
+  Rotated out{1.0f, true};
+  if (!__all_sync(~0u, is_unscaled(largest))) out = rotate_scaled<kType>(input, largest, y);
+  __syncwarp();
+  return out;
 }
 
 // A warp: the rounded centre into its page, and zeros after it.
-__device__ inline void store_centre(const PrefillKeys& keys, std::uint8_t* area) {
+__device__ inline void store_centre(const Stored& centre, std::uint8_t* area) {
   const int lane = this_thread() & 31;
   auto* words = reinterpret_cast<std::uint32_t*>(area);
-  words[lane] = *reinterpret_cast<const std::uint32_t*>(&keys.steps[4 * lane]);
-  words[32 + lane] = lane == 0 ? keys.step : 0u;
+  words[lane] = centre.steps;
+  words[32 + lane] = lane == 0 ? centre.step : 0u;
 }
 
-// What encode/centre.cuh wants.
-__device__ inline Block centre_block(const Group& group, PrefillKeys& keys) {
-  Block out{};
-  out.group = group;
-  out.centre = keys.other_centre;
-  out.sums = keys.centre;
-  out.steps = keys.steps;
-  out.step = &keys.step;
-  return out;
-}
-// Where a page's keys are not measured about their own mean, sets other_centre.
-__device__ inline void prepare_keys(const EncodeCall& call, const PrefillTask& task, PrefillKeys& keys) {
+// Where a page's keys are not measured about their own mean: the centre, rounded. All threads of the team
+// call it.
+__device__ inline Stored other_centre(const EncodeCall& call, const PrefillTask& task, PrefillKeys& keys) {
   const EncodeArgs& a = call.args;
   const Part& part = task.part;
-  const Block block = centre_block(this_team().group, keys);
-  if (part.follows()) {
-    block.group.sync();  // the page before is the team's own work
-    previous_centre(page_of(a, part, part.page - 1, task.head), a.pages.format, part.previous_begin(),
-                    kPrefillDim, block);
-  } else if (!part.opens) load_centre(task.page, call, kPrefillDim, block);
+  const PageFormat& format = a.pages.format;
+  const Team team = this_team();
+  const int lane = this_thread() & 31;
+  if (!part.opens) {
+    const std::uint8_t* area = task.page + format.centre_offset();
+    return {reinterpret_cast<const std::uint32_t*>(area)[lane],
+            *reinterpret_cast<const std::uint16_t*>(area + kPrefillDim)};
+  }
+  if (!part.has_previous) return {0, 0};
+  Block block{};
+  block.group = team.group;
+  block.centre = keys.centre;
+  block.sums = keys.scratch;
+  block.group.sync();  // the page before is the team's own work
+  previous_centre(page_of(a, part, part.page - 1, task.head), format, part.previous_begin(), kPrefillDim,
+                  block);
+  const float4 c = reinterpret_cast<const float4*>(keys.centre)[lane];
+  return round_four({c.x, c.y, c.z, c.w});
 }
 
-// Rules 2 and 3: sets keys.centre. Whether y's reference is the centre, of a token that is finite.
-__device__ inline bool choose_centre(const EncodeCall& call, const Part& part, const SideVector& y,
-                                     float about_zero, bool finite, PrefillKeys& keys) {
-  const Team team = this_team();
-  const int side = this_side(), t = team.token, e = team.group.thread();
-  const bool own = part.opens && part.has_own_centre(), counts = finite && t >= part.begin && t < part.end;
-  float c = 0.0f, before = 0.0f, squared_before = 0.0f;
-  Nearer result{};
-  if (own) {
+// A team's keys into its rows. Of a page that takes their mean: their weights, too; what a sum of all weights
+// is worth, over sqrt(d) but for the count; which tokens count.
+struct Mean {
+  float unit;
+  std::uint32_t weight;  // of the lane's token
+  Chosen chosen;
+};
+__device__ inline void keep_row(const Team& team, const SideVector& y, PrefillKeys& keys) {
 #pragma unroll
-    for (int j = 0; j < kSideDim; j += 4)
-      *reinterpret_cast<float4*>(&keys.rows[t][kSideDim * side + j]) =
-          float4{y[j], y[j + 1], y[j + 2], y[j + 3]};
-    if (!__all_sync(~0u, finite) && !finite)  // a weight of 0 does not take NaN away
-      for (int j = 0; j < kSideDim; ++j) keys.rows[t][kSideDim * side + j] = 0.0f;
-
-    const Chosen first = choose(team, counts, keys);
-    before = mean_of_column(keys, e, first);
-    c = __fmul_rn(before, call.rotation_scale);
-    publish_centre(team, e, before, 0.0f, keys);
-    publish_largest(team, e, c, keys);
-    team.group.sync();
-    squared_before = centre_squares(keys).x;
-    result = nearer_to(y, &keys.centre[kSideDim * side], squared_before, about_zero);
-    const Chosen second = choose(team, result.nearer && counts, keys);
-    if (!(second == first)) {
-      c = __fmul_rn(mean_of_column(keys, e, second), call.rotation_scale);
-      publish_largest(team, e, c, keys);
-      team.group.sync();
-    }
-  } else {
-    if (part.has_previous || !part.opens) c = keys.other_centre[e];
-    if (part.opens) publish_largest(team, e, c, keys);
+  for (int j = 0; j < kSidePairs; j += 4)
+    *reinterpret_cast<uint4*>(&keys.rows[team.token][kSidePairs * this_side() + j]) =
+        uint4{y[j], y[j + 1], y[j + 2], y[j + 3]};
+}
+__device__ inline Mean prepare_mean(const Team& team, bool counts, float factor, PrefillKeys& keys) {
+  const auto twice = [](float x) { return bits_of(__float2half2_rn(x)); };
+  Mean out{64.0f, twice(counts ? weight_of(1.0f, 1.0f) : 0.0f), {}};
+  const bool writes = this_side() == 0;
+  if (writes) keys.weights[team.token] = out.weight;
+  const std::uint32_t least = __reduce_min_sync(~0u, counts ? __float_as_uint(factor) : 0x7f000000u);
+  const bool any = __any_sync(~0u, counts && factor != 1.0f);
+  if ((this_thread() & 31) == 0) keys.factors[team.warp] = least | (any ? 1u : 0u);
+  publish(team, counts, keys.chosen[0]);
+  team.group.sync();
+  const uint4 all = *reinterpret_cast<const uint4*>(keys.factors);
+  if (((all.x | all.y | all.z | all.w) & 1u) != 0) {
+    const float page_least = __uint_as_float(min(min(all.x, all.y), min(all.z, all.w)) & ~1u);
+    out.weight = twice(counts ? weight_of(factor, page_least) : 0.0f);
+    if (writes) keys.weights[team.token] = out.weight;
+    out.unit *= one_over_power(page_least);
     team.group.sync();
   }
-  if (part.opens) c = round_centre(e, c, call.centre_scale, keys);
-  publish_centre(team, e, c, c - before, keys);
-  team.group.sync();
-  const float2 squares = centre_squares(keys);
-  bool nearer = false;
-  const bool is_clear = own && still_clear(result, squared_before, squares.x, squares.y, about_zero, nearer);
-  if (!__all_sync(~0u, is_clear))
-    nearer = nearer_to(y, &keys.centre[kSideDim * side], squares.x, about_zero).nearer;
-  return nearer && finite;
+  out.chosen = read(keys.chosen[0]);
+  return out;
+}
+
+// Rules 2 and 3: whether the lane's token is nearer to the page's centre, which is taken up and, where the
+// page is opened, stored.
+__device__ inline bool choose_centre(const EncodeCall& call, const PrefillTask& task, const SideVector& y,
+                                     float largest, Rotated scaled, PrefillKeys& keys, Measure& measure) {
+  const Team team = this_team();
+  const Part& part = task.part;
+  const bool own = part.opens && part.has_own_centre();
+  const bool counts = scaled.finite && team.token >= part.begin && team.token < part.end;
+  keep_row(team, y, keys);
+  Stored stored;
+  Mean mean;
+  if (own) mean = prepare_mean(team, counts, scaled.factor, keys);
+  else stored = other_centre(call, task, keys);
+  bool nearer;
+#pragma unroll 1
+  for (int round = 0;; ++round) {
+    if (own) {
+      const auto count = static_cast<float>(mean.chosen.count());
+      const float per_unit =
+          count > 0.0f ? __fmul_rn(mean.unit, divide_normal(call.rotation_scale, count)) : 0.0f;
+      stored = mean_of_rows(team, per_unit, keys);
+    }
+    measure = take_centre(stored, call.centre_scale, keys.centres[team.warp]);
+    nearer = is_nearer(largest, scaled.factor, measure, team, keys);
+    if (!own || round == 1) break;
+    publish(team, nearer && counts, keys.chosen[1]);
+    if (this_side() == 0) keys.weights[team.token] = nearer ? mean.weight : 0u;
+    team.group.sync();
+    const Chosen second = read(keys.chosen[1]);
+    if (second == mean.chosen) break;
+    mean.chosen = second;
+  }
+  if (part.opens && team.warp == team.number % kTeamWarps)
+    store_centre(stored, task.page + call.args.pages.format.centre_offset());
+  return nearer;
+}
+
+// y less the centre where the token is `centred`, else less `zeros` [kSidePairs]: a product with 0 or 1 would
+// lose a -0.
+__device__ inline void subtract_centre(SideVector& y, bool centred, float factor, const Measure& measure,
+                                       const WarpCentre& centre, const std::uint32_t* zeros) {
+  const int first = kSidePairs * this_side();
+  if (!__any_sync(~0u, centred && factor != 1.0f)) {
+    const std::uint32_t* pairs = centred ? centre.pairs + first : zeros;
+#pragma unroll
+    for (int j = 0; j < kSidePairs; j += 4) {
+      const uint4 c = *reinterpret_cast<const uint4*>(pairs + j);
+      y[j] = bits_of(__hsub2_rn(as_half2(y[j]), as_half2(c.x)));
+      y[j + 1] = bits_of(__hsub2_rn(as_half2(y[j + 1]), as_half2(c.y)));
+      y[j + 2] = bits_of(__hsub2_rn(as_half2(y[j + 2]), as_half2(c.z)));
+      y[j + 3] = bits_of(__hsub2_rn(as_half2(y[j + 3]), as_half2(c.w)));
+    }
+    return;
+  }
+#pragma unroll
+  for (int j = 0; j < kSidePairs; ++j) {
+    const float2 n = __half22float2(as_half2(centre.steps[first + j]));
+    const float low = centre_at(measure.step, n.x, factor), high = centre_at(measure.step, n.y, factor);
+    const __half2 c = centred ? __floats2half2_rn(low, high) : as_half2(0);
+    y[j] = bits_of(__hsub2_rn(as_half2(y[j]), c));
+  }
 }
 
 // The task's keys have been fetched; then the next one's are.
 template <DType kType>
 __device__ inline void encode_keys(const EncodeCall& call, PrefillShared& shared, PrefillKeys& keys) {
   const PageFormat& format = call.args.pages.format;
-  prepare_keys(call, shared.task(), keys);
   SideVector y;
+  float largest;
   wait_for_fetch();
-  load_keys<kType>(shared.input(), y);
+  const Rotated scaled = load_keys<kType>(shared.input(), largest, y);
   if (shared.next() != kNoTask) fetch_keys(call, shared, shared.next());
-  const float about_zero = side_dot([&](int j) { return y[j]; }, [&](int j) { return y[j]; });
-  bool finite = about_zero < 1e36f;
-  if (!__all_sync(~0u, finite)) finite = side_largest(y) < kLargest;
-  const bool centred = choose_centre(call, shared.task().part, y, about_zero, finite, keys);
 
-#pragma unroll
-  for (int j = 0; j < kSideDim; j += 4) {
-    const float4 c = *reinterpret_cast<const float4*>(&keys.centre[kSideDim * this_side() + j]);
-    if (centred) {  // not by a product with 0 or 1: that would lose a -0
-      y[j] = __fadd_rn(y[j], -c.x);
-      y[j + 1] = __fadd_rn(y[j + 1], -c.y);
-      y[j + 2] = __fadd_rn(y[j + 2], -c.z);
-      y[j + 3] = __fadd_rn(y[j + 3], -c.w);
-    }
-  }
+  Measure measure;
+  const bool centred = choose_centre(call, shared.task(), y, largest, scaled, keys, measure) && scaled.finite;
+  const Team team = this_team();
+  subtract_centre(y, centred, scaled.factor, measure, keys.centres[team.warp], shared.zeros);
 
-  SideCodes codes = code_side<KeyOrder>(y, call.rotation_scale, call.key_coder);
+  SideCodes codes = code_side<KeyOrder>(y, side_largest(y), scaled, call.rotation_scale, call.key_coder);
   if (!centred && codes.scale != kNanScale) codes.scale |= kReferenceIsZero;
 
-  const Team team = this_team();
   const PrefillTask& task = shared.task();
-  const Part& part = task.part;
-  store_side_scale(part, team.token, codes.scale, task.page + format.k_scales_offset());
-  store_key_codes(codes, team.token, part, format.k_bits, task.page);
-  if (part.opens && team.warp == team.number) store_centre(keys, task.page + format.centre_offset());
+  store_side_scale(task.part, team.token, codes.scale, task.page + format.k_scales_offset());
+  store_key_codes(codes, team.token, task.part, format.k_bits, task.page);
 }
 
 }  // namespace turboquant::kernels::cuda

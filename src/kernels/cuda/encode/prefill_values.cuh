@@ -8,12 +8,12 @@ namespace turboquant::kernels::cuda {
 
 // The bytes of four words, transposed: byte k of out[s] is byte s of in[k].
 __device__ inline void transpose_bytes(const std::uint32_t (&in)[4], std::uint32_t (&out)[4]) {
-  const std::uint32_t low01 = __byte_perm(in[0], in[1], 0x5140), high01 = __byte_perm(in[0], in[1], 0x7362);
-  const std::uint32_t low23 = __byte_perm(in[2], in[3], 0x5140), high23 = __byte_perm(in[2], in[3], 0x7362);
-  out[0] = __byte_perm(low01, low23, 0x5410);
-  out[1] = __byte_perm(low01, low23, 0x7632);
-  out[2] = __byte_perm(high01, high23, 0x5410);
-  out[3] = __byte_perm(high01, high23, 0x7632);
+  const std::uint32_t low01 = permute(in[0], in[1], 0x5140), high01 = permute(in[0], in[1], 0x7362);
+  const std::uint32_t low23 = permute(in[2], in[3], 0x5140), high23 = permute(in[2], in[3], 0x7362);
+  out[0] = permute(low01, low23, 0x5410);
+  out[1] = permute(low01, low23, 0x7632);
+  out[2] = permute(high01, high23, 0x5410);
+  out[3] = permute(high01, high23, 0x7632);
 }
 
 // Nibble x of word m becomes nibble m of word x.
@@ -99,26 +99,48 @@ __device__ inline void fetch_values(const EncodeCall& call, PrefillShared& share
         task.part, kWarpVectors * this_team().warp, shared.input());
 }
 
-// The lane's side of its value, which has been fetched, rotated.
+// The lane's side of its value, which has been fetched, rotated, and its largest coordinate. Signs are +1 or
+// -1.
 template <DType kType>
-__device__ inline void load_values(const WarpInput& input, std::uint32_t* flips, SideVector& y) {
-  const int side = this_side(), row = this_thread() % kWarpVectors;
-
-#pragma unroll
-  for (int at = this_thread() & 31; at < kPrefillDim / 2; at += 32) {
-    const float2 two = reinterpret_cast<const float2*>(input.signs)[at];
-    flips[at] = __float_as_uint(two.x) >> 31 << 15 | __float_as_uint(two.y) >> 31 << 31;
-  }
+__device__ inline Rotated load_values(const WarpInput& input, std::uint32_t* flips, float& largest,
+                                      SideVector& y) {
+  const int side = this_side(), row = this_thread() % kWarpVectors, lane = this_thread() & 31;
+  const uint4 signs = *reinterpret_cast<const uint4*>(&input.signs[4 * lane]);
+  constexpr std::uint32_t kSign = 0x80000000u;
+  *reinterpret_cast<uint4*>(&flips[4 * lane]) = {signs.x & kSign, signs.y & kSign, signs.z & kSign,
+                                                 signs.w & kSign};
   __syncwarp();
 #pragma unroll
   for (int piece = 0; piece < 8; ++piece) {
-    uint4 raw = input.raw.rows[row][8 * side + piece];
-    const uint4 flip = *reinterpret_cast<const uint4*>(&flips[32 * side + 4 * piece]);
-    raw = {raw.x ^ flip.x, raw.y ^ flip.y, raw.z ^ flip.z, raw.w ^ flip.w};
-    unpack_eight(kType, raw, y + 8 * piece);
+    const uint4 raw = input.raw.rows[row][8 * side + piece];
+    const std::uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+    float x[8];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint4 flip = *reinterpret_cast<const uint4*>(&flips[kSideDim * side + 8 * piece + 4 * half]);
+      const std::uint32_t low = words[2 * half], high = words[2 * half + 1];
+      float* four = x + 4 * half;
+      if (kType == DType::kBF16) {
+        four[0] = __uint_as_float(low * 0x10000u + flip.x);
+        four[1] = __uint_as_float((low & 0xffff0000u) ^ flip.y);
+        four[2] = __uint_as_float(high * 0x10000u + flip.z);
+        four[3] = __uint_as_float((high & 0xffff0000u) ^ flip.w);
+      } else {
+        const float2 a = __half22float2(as_half2(low)), b = __half22float2(as_half2(high));
+        four[0] = __uint_as_float(__float_as_uint(a.x) ^ flip.x);
+        four[1] = __uint_as_float(__float_as_uint(a.y) ^ flip.y);
+        four[2] = __uint_as_float(__float_as_uint(b.x) ^ flip.z);
+        four[3] = __uint_as_float(__float_as_uint(b.y) ^ flip.w);
+      }
+    }
+    pack_side(x, piece, y);
   }
-  __syncwarp();
   side_hadamard(y);
+  largest = side_largest(y);
+  Rotated out{1.0f, true};
+  if (!__all_sync(~0u, is_unscaled(largest))) out = rotate_scaled<kType>(input, largest, y);
+  __syncwarp();
+  return out;
 }
 
 // The task's values are being fetched; then the next one's are. `parity` changes from page to page.
@@ -127,10 +149,11 @@ __device__ inline void encode_values(const EncodeCall& call, PrefillShared& shar
                                      PrefillValues& values) {
   const PageFormat& format = call.args.pages.format;
   SideVector y;
+  float largest;
   wait_for_fetch();
-  load_values<kType>(shared.input(), values.flips[this_team().warp], y);
+  const Rotated scaled = load_values<kType>(shared.input(), values.flips[this_team().warp], largest, y);
   if (shared.next() != kNoTask) fetch_values(call, shared, shared.next());
-  const SideCodes codes = code_side<ValueOrder>(y, call.rotation_scale, call.value_coder);
+  const SideCodes codes = code_side<ValueOrder>(y, largest, scaled, call.rotation_scale, call.value_coder);
   const Team team = this_team();
   const PrefillTask& task = shared.task();
   store_side_scale(task.part, team.token, codes.scale, task.page + format.v_scales_offset());

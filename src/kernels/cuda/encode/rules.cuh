@@ -5,6 +5,7 @@
 
 #include "core/layout.h"
 #include "kernels/cuda/encode/curve.h"
+#include "kernels/cuda/encode/exact.cuh"
 #include "kernels/cuda/overlap.cuh"
 #include "kernels/cuda/vectors.cuh"
 #include "turboquant/attention.h"
@@ -12,8 +13,8 @@
 // What every encode kernel knows: its arguments, which tokens are a block's, when it may write.
 namespace turboquant::kernels::cuda {
 
-inline constexpr int kCentreTokens = 16;  // the constants of kernels/encode_rules.h
-inline constexpr float kSmallest = 1e-30f, kLargest = 0x1p127f;
+inline constexpr int kCentreTokens = 16, kMeanSlots = 16;  // the constants of kernels/encode_rules.h
+inline constexpr float kLargest = 0x1p112f;
 inline constexpr std::uint32_t kNanScale = 0x7e00;
 inline constexpr std::uint32_t kReferenceIsZero = 0x8000;
 
@@ -41,6 +42,49 @@ __device__ inline std::uint32_t half_bits_clamped(float x) {
 __device__ inline float float_of_half(std::uint32_t bits) {
   return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
 }
+
+// max |a|, |b|; NaN if one is.
+__device__ inline float larger_or_nan(float a, float b) {
+  const std::uint32_t x = __float_as_uint(a) & 0x7fffffffu, y = __float_as_uint(b) & 0x7fffffffu;
+  return __uint_as_float(max(x, y));
+}
+// 1 / 2^n.
+__device__ inline float one_over_power(float power) {
+  return __uint_as_float((254u << 23) - __float_as_uint(power));
+}
+// Rule 2: a token's weight in a mean next to the least factor of the page: 2^-6, so that 64 tokens' sum is
+// fp16.
+__device__ inline float weight_of(float factor, float least) {
+  return __fmul_rn(0x1p-6f, __fmul_rn(least, one_over_power(factor)));
+}
+// Rule 2: a centre's step as fp16 bits, and its inverse.
+__device__ inline std::uint32_t centre_step_bits(float largest) {
+  return half_bits_clamped(__fmul_rn(largest, 1.0f / 127.0f));
+}
+__device__ inline float inverse_of(float step) {
+  return step > 0.0f ? divide_normal(1.0f, step) : 0.0f;
+}
+// Rule 2: a coordinate of a centre in steps, as pages store it.
+__device__ inline int steps_in(float c, float inverse_step) {
+  return static_cast<int>(fminf(fmaxf(rintf(__fmul_rn(c, inverse_step)), -127.0f), 127.0f));
+}
+// Rule 4: a coordinate of the reference, to be rounded to fp16.
+__device__ inline float centre_at(float step, float n, float factor) {
+  return fminf(fmaxf(__fmul_rn(__fmul_rn(step, n), factor), -65504.0f), 65504.0f);
+}
+// Rule 1: by what power of two a vector whose largest size is `most` < kLargest is rotated.
+__device__ inline float factor_of(float most, int head_dim) {
+  const int exponent = static_cast<int>(__float_as_uint(most) >> 23);
+  const int above = 127 + 15 - (32 - __clz(head_dim - 1));
+  if (exponent < 27 || (exponent >= 127 - 12 && exponent < above)) return 1.0f;
+  return __uint_as_float(static_cast<std::uint32_t>(above + 126 - exponent) << 23);
+}
+
+// How a vector was rotated: as H (factor signs * x); or it has no codes.
+struct Rotated {
+  float factor;
+  bool finite;
+};
 
 // The call's counted tokens in one page of one sequence.
 struct Part {

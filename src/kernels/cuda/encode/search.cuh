@@ -22,38 +22,37 @@ __device__ inline float largest_of(const float (&x)[C]) {
   for (int j = 0; j < C; ++j) largest = max(largest, __float_as_uint(x[j]) & 0x7fffffffu);
   return __uint_as_float(__reduce_max_sync(~0u, largest));
 }
-// Rule 4.
+// The nearest number of 11 significant bits.
 __device__ inline float round_to_11_bits(float x) {
   const std::uint32_t bits = __float_as_uint(x);
   return __uint_as_float((bits + 0xfffu + (bits >> 13 & 1u)) & 0xffffe000u);
 }
 
-// u in a warp's lanes, all finite, and its largest magnitude.
+// u in a warp's lanes, fp16 numbers, and its largest magnitude.
 template <int C>
-__device__ inline Coded<C> search(const float (&u)[C], float largest_of_u, const EncodeCall& call,
+__device__ inline Coded<C> search(const float (&u)[C], float largest, float factor, const EncodeCall& call,
                                   const Coder& coder) {
-  const float largest = round_to_11_bits(largest_of_u);
   Coded<C> out;
   out.scale = 0;
 #pragma unroll
   for (int j = 0; j < C; ++j) out.codes[j] = 0;
-  if (largest < kSmallest) return out;
+  if (largest == 0.0f) return out;
 
   constexpr int kPairs = (C + 1) / 2;
   const bool holds = lane_id() * C < call.args.pages.format.head_dim;
   const float levels_per_unit = round_to_11_bits(__fdiv_rn(static_cast<float>(core::kMaxLevel), largest));
-  std::uint32_t arguments[kPairs], levels[C], sum_n = 0;
+  std::uint32_t pairs[kPairs], levels[C], sum_n = 0;
 #pragma unroll
   for (int p = 0; p < kPairs; ++p) {
     std::uint32_t pair = 0x64006400u;  // 1024 + level
 #pragma unroll
     for (int j = 2 * p; j < 2 * p + 2 && j < C; ++j) {
-      const float scaled = round_to_11_bits(__fmul_rn(round_to_11_bits(fabsf(u[j])), levels_per_unit));
+      const float scaled = round_to_11_bits(__fmul_rn(fabsf(u[j]), levels_per_unit));
       levels[j] = __float_as_uint(__fadd_rn(scaled, 0x1p23f)) & 0xffu;
       sum_n += levels[j] * levels[j];
       pair |= levels[j] << (16 * (j & 1));
     }
-    arguments[p] = curve_argument(pair, coder);
+    pairs[p] = pair;
   }
   sum_n = __reduce_add_sync(~0u, sum_n);
   Best best;
@@ -62,11 +61,11 @@ __device__ inline Coded<C> search(const float (&u)[C], float largest_of_u, const
     std::uint32_t indices[C], sum_a = 0, sum_b = 0;
 #pragma unroll
     for (int p = 0; p < kPairs; ++p) {
-      const std::uint32_t pair = indices_of(arguments[p], coder.c0[candidate], coder.c1[candidate]);
+      const std::uint32_t pair = indices_of(pairs[p], coder.of[candidate]);
 #pragma unroll
       for (int j = 2 * p; j < 2 * p + 2 && j < C; ++j) {
         indices[j] = pair >> (16 * (j & 1)) & 7u;
-        const std::uint32_t magnitude = magnitudes_at(coder, indices[j]) & 0xffu;
+        const std::uint32_t magnitude = magnitudes_at(coder.of[candidate], indices[j]) & 0xffu;
         sum_a += levels[j] * magnitude;
         sum_b += magnitude * magnitude;
       }
@@ -74,13 +73,14 @@ __device__ inline Coded<C> search(const float (&u)[C], float largest_of_u, const
     if (!best.take(__reduce_add_sync(~0u, holds ? sum_a : 0u), __reduce_add_sync(~0u, holds ? sum_b : 0u)))
       continue;
 #pragma unroll
-    for (int j = 0; j < C; ++j) out.codes[j] = indices[j];
+    for (int j = 0; j < C; ++j) out.codes[j] = code_indices(coder, indices[j]);
   }
   const std::uint32_t sign = 1u << (coder.bits - 1);
 #pragma unroll
   for (int j = 0; j < C; ++j)
     if (__float_as_uint(u[j]) >> 31 != 0) out.codes[j] |= sign;
-  const float unit = __fmul_rn(__fmul_rn(largest, call.rotation_scale), coder.unit);
+  const float unit =
+      __fmul_rn(__fmul_rn(__fmul_rn(largest, one_over_power(factor)), call.rotation_scale), coder.unit);
   out.scale = half_bits_clamped(__fmul_rn(unit, __fsqrt_rn(__fdiv_rn(__uint2float_rn(sum_n), best.b))));
   return out;
 }

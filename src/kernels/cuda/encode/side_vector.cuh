@@ -3,16 +3,19 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/encode/codes_of_levels.cuh"
 #include "kernels/cuda/encode/rules.cuh"
 #include "kernels/cuda/quads.cuh"
 
-// 16 vectors of 128 coordinates in the registers of a warp: lane v has the coordinates 0 .. 63 of vector v
-// (its side 0), lane 16 + v the others. One butterfly and one step of a sum cross lanes. Rows arrive by way
-// of shared memory.
+// 16 vectors of 128 coordinates in the registers of a warp, two fp16 a register: lane v has the coordinates
+// 0 .. 63 of vector v (its side 0), lane 16 + v the others. One butterfly and one step of a sum cross lanes.
+// Rows arrive by way of shared memory.
 namespace turboquant::kernels::cuda {
 
 inline constexpr int kPrefillDim = 128, kSideDim = kPrefillDim / 2, kWarpVectors = 16;
-using SideVector = float[kSideDim];
+inline constexpr int kSidePairs = kSideDim / 2, kPairs = kPrefillDim / 2;
+// Word 2 g + p: the coordinates 4 g + p and 4 g + p + 2 of the side.
+using SideVector = std::uint32_t[kSidePairs];
 
 // The lane is read anew wherever it is asked for: nothing derived of it takes a register in between.
 __device__ inline int this_thread() {
@@ -72,65 +75,99 @@ __device__ inline T other_side(T x) {
   return __shfl_xor_sync(~0u, x, 16);
 }
 
-// x <- H x: butterflies in the order of core/hadamard.h.
-__device__ inline void side_hadamard(SideVector& x) {
+// y <- H y: butterflies in the order of core/hadamard.h, each sum rounded to fp16.
+__device__ inline void side_hadamard(SideVector& y) {
 #pragma unroll
-  for (int h = 1; h < kSideDim; h *= 2)
+  for (int h = 1; h < kSidePairs; h *= 2) {  // 1, then 4, 8, ... 32 coordinates apart
 #pragma unroll
-    for (int j = 0; j < kSideDim; ++j)
+    for (int j = 0; j < kSidePairs; ++j)
       if ((j & h) == 0) {
-        const float u = x[j], v = x[j + h];
-        x[j] = u + v;
-        x[j + h] = u - v;
+        const __half2 u = as_half2(y[j]), v = as_half2(y[j + h]);
+        y[j] = bits_of(__hadd2_rn(u, v));
+        y[j + h] = bits_of(__hsub2_rn(u, v));
       }
-  const float sign = this_side() != 0 ? -1.0f : 1.0f;
+    if (h != 1) continue;
 #pragma unroll
-  for (int j = 0; j < kSideDim; ++j) x[j] = __fmaf_rn(x[j], sign, other_side(x[j]));
-}
-
-// sum u(j)^2 over a tree of neighbours.
-template <class Coordinate>
-__device__ inline float side_squared_norm(const Coordinate& u) {
-  float sums[6];  // of 1, 2, 4, ... neighbours, waiting for their other half
-  float sum = 0.0f;
-#pragma unroll
-  for (int j = 0; j < kSideDim; ++j) {
-    const float x = u(j);
-    sum = __fmul_rn(x, x);
-#pragma unroll
-    for (int level = 0; level < 6; ++level) {
-      if ((j >> level & 1) == 0) {
-        sums[level] = sum;
-        break;
-      }
-      sum = __fadd_rn(sums[level], sum);
+    for (int j = 0; j < kSidePairs; ++j) {  // 2 apart: a pair's own
+      const __half2 pair = as_half2(y[j]);
+      y[j] = bits_of(__hfma2(__high2half2(pair), as_half2(0xbc003c00u), __low2half2(pair)));
     }
   }
-  return __fadd_rn(sum, other_side(sum));
+  const __half2 sign = as_half2(this_side() != 0 ? 0xbc00bc00u : 0x3c003c00u);
+#pragma unroll
+  for (int j = 0; j < kSidePairs; ++j)
+    y[j] = bits_of(__hfma2(as_half2(y[j]), sign, as_half2(other_side(y[j]))));
 }
 
-// sum a(j) b(j), in any order.
-template <class A, class B>
-__device__ inline float side_dot(const A& a, const B& b) {
-  float sums[4] = {};
+// The larger sizes of pairs; NaN where there is one.
+__device__ inline __half2 larger_pair(__half2 a, __half2 b) {
+  return __hmax2_nan(__habs2(a), __habs2(b));
+}
+// The vector's max |y_e|; NaN if there is one.
+__device__ inline float side_largest(const SideVector& y) {
+  __half2 largest[2] = {};
 #pragma unroll
-  for (int j = 0; j < kSideDim; ++j) sums[j & 3] = __fmaf_rn(a(j), b(j), sums[j & 3]);
-  const float sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-  return sum + other_side(sum);
+  for (int j = 0; j < kSidePairs; ++j) largest[j & 1] = larger_pair(largest[j & 1], as_half2(y[j]));
+  __half2 most = larger_pair(largest[0], largest[1]);
+  most = larger_pair(most, __lowhigh2highlow(most));
+  return __low2float(larger_pair(most, as_half2(other_side(bits_of(most)))));
 }
 
-// max |x_e|; NaN if there is one.
-__device__ inline float side_largest(const SideVector& x) {
-  const auto larger = [](float a, float b) {
-    float out;
-    asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(fabsf(a)), "f"(fabsf(b)));
-    return out;
-  };
-  float largest[4] = {x[0], x[1], x[2], x[3]};
+template <DType kType>
+__device__ inline void unpack_signed(const WarpInput& input, int piece, float (&x)[8]) {
+  const int side = this_side(), row = this_thread() % kWarpVectors;
+  unpack_eight(kType, input.raw.rows[row][8 * side + piece], x);
+  const auto* signs = reinterpret_cast<const float4*>(&input.signs[kSideDim * side + 8 * piece]);
 #pragma unroll
-  for (int j = 4; j < kSideDim; ++j) largest[j & 3] = larger(largest[j & 3], x[j]);
-  const float most = larger(larger(largest[0], largest[1]), larger(largest[2], largest[3]));
-  return larger(most, other_side(most));
+  for (int half = 0; half < 2; ++half) {
+    const float4 s = signs[half];
+    x[4 * half] = __fmul_rn(x[4 * half], s.x);
+    x[4 * half + 1] = __fmul_rn(x[4 * half + 1], s.y);
+    x[4 * half + 2] = __fmul_rn(x[4 * half + 2], s.z);
+    x[4 * half + 3] = __fmul_rn(x[4 * half + 3], s.w);
+  }
+}
+__device__ inline void pack_side(const float (&x)[8], int piece, SideVector& y) {
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    const int at = 4 * (k / 2) + k % 2;
+    y[4 * piece + k] = bits_of(__floats2half2_rn(x[at], x[at + 2]));
+  }
+}
+
+// Of vectors whose largest coordinate after the rotation, `largest`, does not tell that their factor is 1:
+// the factor by rule 1, and the rotation anew if it is another one.
+template <DType kType>
+__device__ inline Rotated rotate_scaled(const WarpInput& input, float& largest, SideVector& y) {
+  float most = 0.0f;
+#pragma unroll 1
+  for (int piece = 0; piece < 8; ++piece) {
+    float x[8];
+    unpack_signed<kType>(input, piece, x);
+#pragma unroll
+    for (const float c : x) most = larger_or_nan(most, c);
+  }
+  most = larger_or_nan(most, other_side(most));
+  const bool finite = most < kLargest;
+  const float factor = finite ? factor_of(most, kPrefillDim) : 1.0f;
+  if (__any_sync(~0u, factor != 1.0f || !finite)) {
+#pragma unroll
+    for (int piece = 0; piece < 8; ++piece) {
+      float x[8];
+      unpack_signed<kType>(input, piece, x);
+#pragma unroll
+      for (float& c : x) c = finite ? __fmul_rn(c, factor) : 0.0f;
+      pack_side(x, piece, y);
+    }
+    side_hadamard(y);
+    largest = side_largest(y);
+  }
+  return {factor, finite};
+}
+// Whether a rotation whose largest coordinate is this had a factor of 1. With a largest coordinate x of the
+// vector it lies between about x and 128 x.
+__device__ inline bool is_unscaled(float largest) {
+  return largest >= 0x1p-4f && largest < 252.0f;
 }
 
 }  // namespace turboquant::kernels::cuda
