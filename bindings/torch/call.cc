@@ -31,7 +31,6 @@ Call::Call(std::initializer_list<Given> tensors) {
     raise(invalid(std::string(given.name) + " is on " + device_of(*given.tensor) + " but " + home->name +
                   " on " + device + "; pass " + given.name + ".to('" + device + "')"));
   }
-  if (kDevice == DeviceType::kCuda) guard_.emplace(index);
   context_ = context_of(index);
 }
 

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <torch/csrc/stable/accelerator.h>
-
+#include <initializer_list>
 #include <optional>
 
 #include "check.h"
@@ -32,8 +31,8 @@ struct Given {
   const Tensor* tensor;
 };
 
-// Where an operator runs: the device of its tensors, which is one, and on CUDA the current stream there.
-// Holds that device as the current one.
+// Where an operator runs: the device of its tensors, which is one, and on CUDA the current stream there. That
+// device need not be the current one: torch allocates where it is told, and CUDA verbs look after themselves.
 class Call {
  public:
   // Every tensor of the call; raises where one is elsewhere.
@@ -42,7 +41,6 @@ class Call {
 
  private:
   Context context_;
-  std::optional<torch::stable::accelerator::DeviceGuard> guard_;
 };
 
 // Device `index` of this library's kind, as the core's context: torch's threads, or its current stream.

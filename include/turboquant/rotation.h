@@ -31,6 +31,8 @@ struct HadamardPlan {
 
 // The plan for head_dim in [1, kMaxRotationDim], or unsupported, naming the nearest supported head_dim.
 Result<HadamardPlan> hadamard_plan(int head_dim);
+// Its base alone: of a verb's checks, which each step of decoding makes.
+Result<int> hadamard_base(int head_dim);
 
 // `count` signs +-1 from SplitMix64(seed): one draw each, -1 where its top bit is set. Same on every machine.
 std::vector<float> random_signs(int count, std::uint64_t seed);

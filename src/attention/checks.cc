@@ -38,11 +38,11 @@ Status first_of(std::initializer_list<Status> statuses) {
 }
 
 Status check_base(int head_dim, int base, const float* base_matrix) {
-  const auto plan = hadamard_plan(head_dim);
-  if (!plan.ok()) return plan.error();
-  if (plan.value().base != base)
+  const auto right = hadamard_base(head_dim);
+  if (!right.ok()) return right.error();
+  if (right.value() != base)
     return invalid("base=" + number(base) + " does not belong to head_dim=" + number(head_dim) + "; use " +
-                   number(plan.value().base) + ", as hadamard_plan says");
+                   number(right.value()) + ", as hadamard_plan says");
   if (base > 1 && base_matrix == nullptr)
     return invalid("base_matrix is null with base=" + number(base) +
                    "; pass the base_matrix of hadamard_plan");

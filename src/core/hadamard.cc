@@ -96,6 +96,12 @@ Error no_plan(int head_dim) {
 
 }  // namespace
 
+Result<int> hadamard_base(int head_dim) {
+  const int base = base_of(head_dim);
+  if (base == 0) return no_plan(head_dim);
+  return base;
+}
+
 Result<HadamardPlan> hadamard_plan(int head_dim) {
   const int base = base_of(head_dim);
   if (base == 0) return no_plan(head_dim);

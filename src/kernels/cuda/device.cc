@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <array>
-#include <map>
+#include <atomic>
 #include <mutex>
-#include <utility>
 
 #include "kernels/cuda/launch.h"
 
@@ -26,32 +26,55 @@ cudaError_t read_limits(int device, DeviceLimits& out) {
   return cudaSuccess;
 }
 
+struct Known {
+  std::atomic<bool> ready = false;
+  DeviceLimits limits;
+};
+
+// Kernels that are prepared, in the order in which they were: readers take no lock, a writer holds one.
+struct Prepared {
+  const void* kernel;
+  int device;
+  bool waits;
+};
+constexpr std::size_t kMaxPrepared = 1024;  // more are prepared at each launch
+std::array<Prepared, kMaxPrepared> prepared;
+std::atomic<std::size_t> prepared_count = 0;
 }  // namespace
 
 Result<DeviceLimits> device_limits(int device) {
   static std::mutex mutex;
-  static std::array<DeviceLimits, kMaxDevices> known;
+  static std::array<Known, kMaxDevices> all;
   if (device < 0 || device >= kMaxDevices)
     return invalid("device index " + std::to_string(device) + " is not between 0 and " +
                    std::to_string(kMaxDevices - 1));
+  Known& known = all[static_cast<std::size_t>(device)];
+  if (known.ready.load(std::memory_order_acquire)) return known.limits;
   const std::lock_guard lock(mutex);
-  DeviceLimits& limits = known[static_cast<std::size_t>(device)];
-  if (limits.sm_count == 0) {
+  if (!known.ready.load(std::memory_order_relaxed)) {
     DeviceLimits found;
     if (const cudaError_t error = read_limits(device, found); error != cudaSuccess)
       return Error{Code::kDevice, "CUDA device " + std::to_string(device) + ": " + cudaGetErrorString(error)};
-    limits = found;
+    known.limits = found;
+    known.ready.store(true, std::memory_order_release);
   }
-  return limits;
+  return known.limits;
 }
 
 Result<bool> prepare_kernel(const void* kernel, int device) {
   static std::mutex mutex;
-  static std::map<std::pair<const void*, int>, bool> prepared;
+  const auto find = [&](std::size_t count) {
+    const Prepared *begin = prepared.data(), *end = begin + count;
+    const Prepared* found =
+        std::find_if(begin, end, [&](const Prepared& p) { return p.kernel == kernel && p.device == device; });
+    return found == end ? nullptr : found;
+  };
+  if (const Prepared* found = find(prepared_count.load(std::memory_order_acquire))) return found->waits;
   const auto limits = device_limits(device);
   if (!limits.ok()) return limits.error();
   const std::lock_guard lock(mutex);
-  if (const auto found = prepared.find({kernel, device}); found != prepared.end()) return found->second;
+  const std::size_t count = prepared_count.load(std::memory_order_relaxed);
+  if (const Prepared* found = find(count)) return found->waits;
   cudaFuncAttributes attributes = {};
   if (const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel); error != cudaSuccess)
     return device_error("a kernel", error).error();
@@ -67,7 +90,10 @@ Result<bool> prepare_kernel(const void* kernel, int device) {
       error != cudaSuccess)
     return device_error("a kernel's shared memory", error).error();
   const bool waits = limits.value().major >= 9 && attributes.ptxVersion >= 90;
-  prepared.emplace(std::pair{kernel, device}, waits);
+  if (count < kMaxPrepared) {
+    prepared[count] = {kernel, device, waits};
+    prepared_count.store(count + 1, std::memory_order_release);
+  }
   return waits;
 }
 

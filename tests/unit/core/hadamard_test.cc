@@ -33,8 +33,13 @@ TEST(HadamardPlan, ExistsForEveryMultipleOfSixteenUpTo512AndEveryPaleyMultipleUp
     for (int d = base; d <= kMaxRotationDim; d *= 2) wanted[static_cast<std::size_t>(d)] = true;
   }
   for (int d = 16; d <= 512; d += 16) wanted[static_cast<std::size_t>(d)] = true;
-  for (int d = 1; d <= kMaxRotationDim; ++d)
-    EXPECT_EQ(hadamard_plan(d).ok(), wanted[static_cast<std::size_t>(d)]) << d;
+  for (int d = 1; d <= kMaxRotationDim; ++d) {
+    const auto plan = hadamard_plan(d);
+    const auto base = hadamard_base(d);
+    EXPECT_EQ(plan.ok(), wanted[static_cast<std::size_t>(d)]) << d;
+    ASSERT_EQ(base.ok(), plan.ok()) << d;
+    EXPECT_EQ(base.ok() ? base.value() : 0, plan.ok() ? plan.value().base : 0) << d;
+  }
 }
 
 TEST(HadamardPlan, SplitsHeadDimAsTheTableSays) {

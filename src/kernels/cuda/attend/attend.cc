@@ -29,16 +29,17 @@ Status attend(const AttendArgs& a, const Context& context) {
   // not be.
   const bool few =
       is_16_bit(a) && reinterpret_cast<std::uintptr_t>(a.fringe.data) % 16 == 0 && few_rows::fits(a, context);
+  const std::int64_t group = a.q_heads / a.pages.kv_heads, rows = s.tokens * group;
+  // As many rows as sequences is decoding: no sequence is likely to have more than few_rows is made for. It
+  // is right for any number, as the host does not know how the rows are spread.
+  const bool decodes = s.tokens == s.count || rows <= kFewRows;
+  if (few && decodes && rows <= kMostRows) return few_rows::attend(a, INT_MAX, context);
   AttendArgs others = a;  // the workspace without few_rows' counters
   others.workspace = static_cast<std::uint8_t*>(a.workspace) + few_rows::kCounterBytes;
   others.workspace_bytes = a.workspace_bytes - few_rows::kCounterBytes;
-  const std::int64_t group = a.q_heads / a.pages.kv_heads;
   const bool many = many_rows_takes(a, context);
-  if (!few || (!many && s.tokens * group > kMostRows)) return any_dim(others, context);
-  // As many rows as sequences is decoding: no sequence is likely to have more than few_rows is made for. It
-  // is right for any number, as the host does not know how the rows are spread.
-  if (s.tokens == s.count || s.tokens * group <= kFewRows || !many)
-    return few_rows::attend(a, INT_MAX, context);
+  if (!few || (!many && rows > kMostRows)) return any_dim(others, context);
+  if (decodes || !many) return few_rows::attend(a, INT_MAX, context);
   if (s.count > 1)
     if (Status status = few_rows::attend(a, kFewRows, context); !status.ok()) return status;
   return many_rows(others, s.count > 1 ? kFewRows : 0, context);
