@@ -104,7 +104,10 @@ def main() -> int:
             Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
     if args.profile:
         with torch.no_grad():
-            print(profile.profile(model, *map(int, args.profile.split("x"))))
+            text, result["profile"] = profile.profile(model, *map(int, args.profile.split("x")))
+        print(text)
+        if args.json:
+            Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
     return 0 if all(row.get("failed", NO_TIME) == NO_TIME and row.get("right", True) for row in result["rows"]) else 1
 
 

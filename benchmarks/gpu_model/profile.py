@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where an eager step's time goes: torch's profiler (operators, kernels) and Python's (functions) over a few steps of each arm."""
+"""Where an eager step's time goes: the host's by stages, then torch's profiler (operators, kernels) and Python's (functions) over a
+few steps of each arm."""
 
 from __future__ import annotations
 
@@ -12,21 +13,21 @@ import torch
 from torch.profiler import ProfilerActivity
 from transformers import PreTrainedModel
 
-from . import eager
+from . import eager, stages
 from .steps import Decoder, attention, synchronize, timed
 
 STEPS = 5
 
 
-def profile(model: PreTrainedModel, batch: int, tokens: int, lines: int = 22) -> str:
-    parts = []
-    for name, decoder in eager.decoders(model, batch, tokens).items():
-        if name != "default":
-            with attention(model, name):
-                for _ in range(3):
-                    decoder.step()
-                parts.append(_arm(name, decoder, lines))
-    return "\n".join(parts)
+def profile(model: PreTrainedModel, batch: int, tokens: int, lines: int = 22) -> tuple[str, dict]:
+    """The text, and the stages for the run's file."""
+    decoders = {name: decoder for name, decoder in eager.decoders(model, batch, tokens).items() if name != "default"}
+    found = stages.stages(decoders, 30)
+    parts = [stages.text(found)]
+    for name, decoder in decoders.items():
+        with attention(model, name):
+            parts.append(_arm(name, decoder, lines))
+    return "\n".join(parts), {"batch": batch, "tokens": tokens, "stages_ms": found}
 
 
 def _arm(name: str, decoder: Decoder, lines: int) -> str:

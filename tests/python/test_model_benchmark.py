@@ -150,8 +150,11 @@ def test_codes_unpack_as_optimum_quanto_packs_them():
 
 
 def test_a_profile_has_operators_and_functions_of_both_arms(model):
-    text = profile.profile(model, 1, 70, lines=3)
+    text, found = profile.profile(model, 1, 70, lines=3)
     assert "==== flash" in text and "==== turboquant" in text and "tottime" in text and "aten::" in text
+    stages = [line for line in text.splitlines() if " ms: step " in line]
+    assert len(stages) == 2 and all(f" {what} " in line for line in stages for what in ("host", "update", "attention", "mask", "model"))
+    assert set(found["stages_ms"]) == {"flash", "turboquant"} and found["stages_ms"]["flash"]["update"]["count"] == 30
 
 
 # ---- clocks
