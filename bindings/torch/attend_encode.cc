@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// A step of decoding in one call: attend, then encode of the same tokens. Tensors are checked once for both.
+// A step of decoding in one call: attend, then encode of the same tokens. Tensors are checked once for both;
+// those that are the same at each step, once for all steps (attend_encode_prepared).
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <array>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #include "args.h"
 #include "call.h"
@@ -11,6 +15,14 @@
 
 namespace turboquant::ops {
 namespace {
+
+// Both verbs' arguments.
+struct Step {
+  Sizes sizes;
+  std::int64_t tokens = 0, q_heads = 0;  // tokens: of each sequence
+  EncodeArgs write;
+  AttendArgs read;
+};
 
 // Straight from torch's C shim: new_empty goes through the dispatcher, at the price of a launch.
 Tensor empty_like_rows(const Tensor& like, const std::array<std::int64_t, 4>& sizes) {
@@ -26,6 +38,64 @@ Tensor empty_like_rows(const Tensor& like, const std::array<std::int64_t, 4>& si
   return Tensor(made);
 }
 
+// The call's own tokens.
+void set_own(Step& step, const Tensor& query, const Tensor& keys, const Tensor& values) {
+  const Dim kv_heads{"kv_heads", step.sizes.kv_heads};
+  step.write.keys = rows_of_heads({"keys", keys}, kv_heads, step.tokens, step.sizes);
+  step.write.values =
+      rows_of_heads(Argument{"values", values}.of(keys.scalar_type()), kv_heads, step.tokens, step.sizes);
+  step.read.keys = step.write.keys;
+  step.read.values = step.write.values;
+  step.read.query = rows_of_heads({"query", query}, {"q_heads", step.q_heads}, step.tokens, step.sizes);
+}
+
+Tensor run(Step& step, const Tensor& query, const Call& call) {
+  const std::int64_t head_dim = step.sizes.head_dim;
+  Tensor out = empty_like_rows(query, {step.sizes.sequences, step.tokens, step.q_heads, head_dim});
+  static float none = 0;
+  step.read.out = {.dtype = step.read.query.dtype,
+                   .data = out.numel() > 0 ? out.mutable_data_ptr() : &none,
+                   .token_stride = step.q_heads * head_dim,
+                   .head_stride = head_dim};
+  require(turboquant::attend(step.read, call.context()));
+  require(turboquant::encode(step.write, call.context()));
+  return out;
+}
+
+// A step's checked arguments in a tensor on the CPU, for more steps with the same ones. It holds addresses,
+// so whoever keeps it keeps the tensors that they are of.
+struct Prepared {
+  std::uint64_t magic = kMagic;
+  int device = 0;
+  ScalarType dtype = ScalarType::Undefined;
+  Step step;
+  static constexpr std::uint64_t kMagic = 0x7e9a5d3c41b60f28;  // anything but what a tensor is likely to hold
+  static constexpr std::int64_t kBytes = 1024;  // of the tensor, as in python/turboquant/_fake.py
+};
+static_assert(std::is_trivially_copyable_v<Prepared> && sizeof(Prepared) <= Prepared::kBytes);
+
+Tensor prepare(const Step& step, ScalarType dtype, const Call& call) {
+  Tensor state = torch::stable::empty({Prepared::kBytes}, ScalarType::Byte, std::nullopt,
+                                      torch::stable::Device(torch::headeronly::DeviceType::CPU));
+  const Prepared prepared{.device = call.context().device.index, .dtype = dtype, .step = step};
+  std::memset(state.mutable_data_ptr(), 0, Prepared::kBytes);
+  std::memcpy(state.mutable_data_ptr(), &prepared, sizeof(Prepared));
+  return state;
+}
+
+Prepared prepared_of(const Tensor& state) {
+  if (!state.is_cpu()) raise(invalid("state is not on the CPU; pass what prepare_attend_encode returned"));
+  Prepared prepared;
+  std::memcpy(&prepared, data({"state", state}, ScalarType::Byte, {{"bytes", Prepared::kBytes}}),
+              sizeof(Prepared));
+  if (prepared.magic != Prepared::kMagic)
+    raise(invalid("state holds something else; pass what prepare_attend_encode returned"));
+  return prepared;
+}
+
+enum class Then { kRun, kPrepare };
+
+template <Then then>
 Tensor attend_encode(const Tensor& query, const Tensor& keys, const Tensor& values,
                      const Tensor& token_starts, const Tensor& pages, const Tensor& page_table,
                      const Tensor& lengths, const OptionalTensor& starts, const OptionalTensor& fringe,
@@ -50,52 +120,67 @@ Tensor attend_encode(const Tensor& query, const Tensor& keys, const Tensor& valu
                    {"sinks", sinks},
                    {"workspace", workspace}});
   Argument{"query", query}.shaped({{"sequences"}, {"q_heads"}, {"tokens"}, {"head_dim"}});
-  const std::int64_t q_heads = query.size(1), tokens = query.size(2);
-  Sizes sizes{.tokens = query.size(0) * tokens, .head_dim = query.size(3)};
-  EncodeArgs write;
+  Step step{.sizes = {.tokens = query.size(0) * query.size(2), .head_dim = query.size(3)},
+            .tokens = query.size(2),
+            .q_heads = query.size(1),
+            .write = {},
+            .read = {}};
+  Sizes& sizes = step.sizes;
+  EncodeArgs& write = step.write;
   write.pages = pages_of(pages, page_format(sizes.head_dim, k_bits, v_bits), /*writes=*/true, sizes);
   write.sequences = sequences_of(page_table, lengths, starts, &token_starts, sizes);
   write.fringe = fringe_of(fringe, recent_starts, fringe_first, /*writes=*/true, sizes);
-  const Dim kv_heads{"kv_heads", sizes.kv_heads};
-  write.keys = rows_of_heads({"keys", keys}, kv_heads, tokens, sizes);
-  write.values = rows_of_heads(Argument{"values", values}.of(keys.scalar_type()), kv_heads, tokens, sizes);
   write.basis.key_signs = signs_of("key_signs", key_signs, sizes);
   write.basis.query_signs = signs_of("query_signs", query_signs, sizes);
   write.basis.value_signs = signs_of("value_signs", value_signs, sizes);
   set_base(base, write.basis.base, write.basis.base_matrix);
   // What encode reads was there before attend began, since attend reads it as well.
   write.settled = true;
+  AttendArgs& read = step.read;
+  read.pages = write.pages;
+  read.basis = write.basis;
+  read.fringe = write.fringe;
+  read.sequences = write.sequences;
+  read.q_heads = narrow("query.shape[1]", step.q_heads);
+  read.scale = static_cast<float>(scale);
+  read.softcap = static_cast<float>(softcap);
+  read.window = narrow("window", window);
+  read.sinks = floats("sinks", sinks, {{"q_heads", step.q_heads}});
+  read.settled = settled;
+  set_own(step, query, keys, values);
+  if (workspace) set_workspace(*workspace, read);
+  if constexpr (then == Then::kPrepare) {
+    if (!workspace) raise(invalid("workspace is None; a prepared step takes one that is kept"));
+    return prepare(step, query.scalar_type(), call);
+  } else {
+    const OptionalTensor made =
+        workspace ? OptionalTensor() : OptionalTensor(new_workspace(query, read, call.context()));
+    if (made) set_workspace(*made, read);
+    return run(step, query, call);
+  }
+}
 
-  AttendArgs read{.pages = write.pages,
-                  .basis = write.basis,
-                  .fringe = write.fringe,
-                  .sequences = write.sequences,
-                  .q_heads = narrow("query.shape[1]", q_heads),
-                  .query = rows_of_heads({"query", query}, {"q_heads"}, tokens, sizes),
-                  .keys = write.keys,
-                  .values = write.values,
-                  .scale = static_cast<float>(scale),
-                  .softcap = static_cast<float>(softcap),
-                  .window = narrow("window", window),
-                  .sinks = floats("sinks", sinks, {{"q_heads", q_heads}}),
-                  .out = {},
-                  .settled = settled};
-  Tensor out = empty_like_rows(query, {sizes.sequences, tokens, q_heads, sizes.head_dim});
-  static float none = 0;
-  read.out = {.dtype = read.query.dtype,
-              .data = out.numel() > 0 ? out.mutable_data_ptr() : &none,
-              .token_stride = q_heads * sizes.head_dim,
-              .head_stride = sizes.head_dim};
-  const Tensor bytes = workspace ? *workspace : new_workspace(query, read, call.context());
-  set_workspace(bytes, read);
-  require(turboquant::attend(read, call.context()));
-  require(turboquant::encode(write, call.context()));
-  return out;
+Tensor attend_encode_prepared(const Tensor& query, const Tensor& keys, const Tensor& values,
+                              const Tensor& lengths, const Tensor& state) {
+  Prepared prepared = prepared_of(state);
+  const Call call({{"query", query}, {"keys", keys}, {"values", values}, {"lengths", lengths}});
+  if (call.context().device.index != prepared.device)
+    raise(invalid("query is on another device than the tensors that state was made of"));
+  Step& step = prepared.step;
+  Argument{"query", query}.of(prepared.dtype);
+  set_own(step, query, keys, values);
+  check_token_count(step.write.sequences.token_starts, step.sizes.sequences, step.sizes.tokens);
+  step.write.sequences.lengths = ints({"lengths", lengths}, {{"sequences", step.sizes.sequences}});
+  step.read.sequences.lengths = step.write.sequences.lengths;
+  return run(step, query, call);
 }
 
 }  // namespace
 }  // namespace turboquant::ops
 
 STABLE_TORCH_LIBRARY_IMPL(turboquant, TQ_TORCH_DEVICE, m) {
-  m.impl("attend_encode", TORCH_BOX(&turboquant::ops::attend_encode));
+  m.impl("attend_encode", TORCH_BOX(&turboquant::ops::attend_encode<turboquant::ops::Then::kRun>));
+  m.impl("prepare_attend_encode",
+         TORCH_BOX(&turboquant::ops::attend_encode<turboquant::ops::Then::kPrepare>));
+  m.impl("attend_encode_prepared", TORCH_BOX(&turboquant::ops::attend_encode_prepared));
 }

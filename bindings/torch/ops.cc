@@ -28,6 +28,15 @@ STABLE_TORCH_LIBRARY(turboquant, m) {
       "Tensor key_signs, Tensor query_signs, Tensor value_signs, Tensor? base, Tensor? sinks, int k_bits, "
       "int v_bits, int fringe_first, float scale, float softcap, int window, bool settled=False, "
       "Tensor(z!)? workspace=None) -> Tensor");
+  m.def(
+      "prepare_attend_encode(Tensor query, Tensor keys, Tensor values, Tensor token_starts, Tensor pages, "
+      "Tensor page_table, Tensor lengths, Tensor? starts, Tensor? fringe, Tensor? recent_starts, "
+      "Tensor key_signs, Tensor query_signs, Tensor value_signs, Tensor? base, Tensor? sinks, int k_bits, "
+      "int v_bits, int fringe_first, float scale, float softcap, int window, bool settled=False, "
+      "Tensor? workspace=None) -> Tensor");
+  m.def(  // what `state` refers to counts as a part of it: pages, fringe, workspace
+      "attend_encode_prepared(Tensor query, Tensor keys, Tensor values, Tensor lengths, Tensor(a!) state) "
+      "-> Tensor");
 
   m.def(
       "attend_workspace_bytes(int head_dim, int k_bits, int v_bits, int kv_heads, int q_heads, int "

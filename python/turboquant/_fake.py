@@ -17,7 +17,7 @@ _ops = torch.ops.turboquant
 
 
 def _check_devices(names: list[str], args: tuple) -> None:
-    tensors = [(name, arg) for name, arg in zip(names, args) if isinstance(arg, Tensor)]
+    tensors = [(name, arg) for name, arg in zip(names, args) if isinstance(arg, Tensor) and name != "state"]
     for name, tensor in tensors:
         first, device = tensors[0][0], tensors[0][1].device
         if tensor.device != device:
@@ -67,6 +67,17 @@ def attend(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 @_fake
 def attend_encode(query: Tensor, *_: Any) -> Tensor:
+    batch, heads, tokens, head_dim = query.shape
+    return query.new_empty((batch, tokens, heads, head_dim))
+
+
+@_fake
+def prepare_attend_encode(query: Tensor, *_: Any) -> Tensor:
+    return torch.empty(1024, dtype=torch.uint8, device="cpu")  # as in bindings/torch/attend_encode.cc
+
+
+@_fake
+def attend_encode_prepared(query: Tensor, *_: Any) -> Tensor:
     batch, heads, tokens, head_dim = query.shape
     return query.new_empty((batch, tokens, heads, head_dim))
 

@@ -10,7 +10,9 @@ import torch
 CPU_LIBRARY = Path(__file__).with_name("libtq_torch_cpu.so")  # every schema, and the CPU's kernels
 CUDA_LIBRARY = Path(__file__).with_name("libtq_torch_cuda.so")  # only where it was built with CUDA
 MINIMUM_TORCH = (2, 11)
-CUDA_OPERATORS = ("attend", "attend_encode", "balance", "decode", "encode", "rotate")
+CUDA_OPERATORS = (
+    "attend", "attend_encode", "attend_encode_prepared", "balance", "decode", "encode", "prepare_attend_encode", "rotate",
+)  # fmt: skip
 
 # Registrations from Python live as long as this.
 _missing = torch.library.Library("turboquant", "FRAGMENT")

@@ -10,7 +10,6 @@ A query sees its own call's keys and values exactly, and older ones through the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,22 +19,11 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from .carrier import Carrier, Step
 from .dense import dense_attention
+from .options import LastOptions, Options, check_inference, read_options
 from .static_layer import StaticHalf
 from .static_mask import turboquant_mask
 
 NAME = "turboquant"
-# Arguments that some attention functions know and that would change the result here.
-UNSUPPORTED = frozenset(("position_bias", "head_mask", "cu_seq_lens_q", "cu_seq_lens_k", "block_mask"))
-
-
-@dataclass
-class Options:
-    scale: float
-    softcap: float
-    window: int
-    sinks: torch.Tensor | None
-    causal: bool
-    dropout: float
 
 
 def turboquant_attention(
@@ -50,19 +38,24 @@ def turboquant_attention(
 ) -> tuple[torch.Tensor, None]:
     """query [batch, q_heads, tokens, head_dim] -> [batch, tokens, q_heads, head_dim]. Inference only: with a
     TurboQuantCache, no gradient flows through the result."""
-    paired = isinstance(key, Carrier) and isinstance(value, Carrier) and key.step is value.step
-    if not paired or key.step.dense is not None:  # or the model has looked at them: then they are tensors by now
-        if isinstance(key, StaticHalf):
-            options = _options(module, query, dropout, scaling, kwargs)
-            return _attend_static(module, key, query, attention_mask, options), None
-        key, value = (x.tensor() if isinstance(x, Carrier) else x for x in (key, value))
-        options = _options(module, query, dropout, scaling, kwargs)
-        return _exact(module, query, key, value, attention_mask, options), None
-
-    if torch.is_grad_enabled():
-        with torch.no_grad():
-            return _attend_step(module, key.step, query, attention_mask, dropout, scaling, kwargs), None
-    return _attend_step(module, key.step, query, attention_mask, dropout, scaling, kwargs), None
+    if type(key) is Carrier and type(value) is Carrier and (step := key.step) is value.step and step.dense is None:
+        layer = step.layer
+        if layer.pending is not step:
+            layer.refuse(step)
+        try:
+            if not torch.is_grad_enabled():
+                return _attend_step(module, step, query, attention_mask, dropout, scaling, kwargs), None
+            with torch.no_grad():
+                return _attend_step(module, step, query, attention_mask, dropout, scaling, kwargs), None
+        except BaseException:
+            layer.forget(step)
+            raise
+    if isinstance(key, StaticHalf):
+        options = read_options(module, query, dropout, scaling, kwargs)
+        return _attend_static(module, key, query, attention_mask, options), None
+    key, value = (x.tensor() if isinstance(x, Carrier) else x for x in (key, value))  # the model has looked at them
+    options = read_options(module, query, dropout, scaling, kwargs)
+    return _exact(module, query, key, value, attention_mask, options), None
 
 
 def enable(model: PreTrainedModel, name: str = NAME) -> PreTrainedModel:
@@ -92,75 +85,16 @@ def _attend_step(
     scaling: float | None,
     kwargs: dict[str, Any],
 ) -> torch.Tensor:
-    layer = step.layer
-    layer.check_pending(step)
-    try:
-        _check_inference(module)
-        out = _attend(module, step, query, mask, _options(module, query, dropout, scaling, kwargs))
-        if not step.stored:
-            layer.attended(step, query)
-    except BaseException:
-        layer.forget(step)
-        raise
-    return out
-
-
-def _attend_static(
-    module: torch.nn.Module, key: StaticHalf, query: torch.Tensor, mask: torch.Tensor | None, options: Options
-) -> torch.Tensor:
-    _check_inference(module)
-    step = key.step
-    with torch.no_grad():
-        return step.layer.attention(
-            step, query, mask, options, lambda: _exact(module, query, step.keys, step.values, mask, options)
-        )
-
-
-def _check_inference(module: torch.nn.Module) -> None:
     if module.training:
-        raise NotImplementedError("TurboQuantCache is for inference: call model.eval(), or train with use_cache=False")
-
-
-def _options(
-    module: torch.nn.Module, query: torch.Tensor, dropout: float, scaling: float | None, kwargs: dict[str, Any]
-) -> Options:
-    if kwargs.get("output_attentions") or _wants_weights(module):
-        raise NotImplementedError(
-            "output_attentions: 'turboquant' never holds the attention weights; "
-            "use model.set_attn_implementation('eager') to see them"
-        )
-    for name in UNSUPPORTED.intersection(kwargs):
-        if kwargs[name] is not None:
-            raise NotImplementedError(f"{name} is not supported by the attention 'turboquant': use 'sdpa' or 'eager'")
-    causal = kwargs.get("is_causal")
-    sinks = kwargs.get("s_aux")
-    return Options(
-        scale=query.shape[3] ** -0.5 if scaling is None else float(scaling),
-        softcap=float(kwargs.get("softcap") or 0.0),
-        window=int(kwargs.get("sliding_window") or 0),
-        sinks=None if sinks is None else sinks.detach().float(),
-        causal=getattr(module, "is_causal", True) if causal is None else bool(causal),
-        dropout=dropout,
-    )
-
-
-def _wants_weights(module: torch.nn.Module) -> bool:
-    """config.output_attentions. Its property costs as much as two operators, so the value is read beneath it."""
-    config = getattr(module, "config", None)
-    if torch.compiler.is_compiling():  # which knows properties, and not what is beneath them
-        return bool(getattr(config, "output_attentions", False))
-    return config is not None and bool(object.__getattribute__(config, "__dict__").get("_output_attentions"))
-
-
-def _attend(
-    module: torch.nn.Module, step: Step, query: torch.Tensor, mask: torch.Tensor | None, options: Options
-) -> torch.Tensor:
-    layer, history, tokens = step.layer, step.history, step.tokens
-    if query.shape[2] != tokens:
-        raise ValueError(f"{query.shape[2]} queries came with {tokens} keys of their own: their numbers must be equal")
-    plain = options.causal or tokens == 1
+        check_inference(module)
+    layer = step.layer
+    last = layer.options
+    if last is None or not last.are(dropout, scaling, kwargs):
+        last = layer.options = LastOptions(module, query, dropout, scaling, kwargs)
+    options = last.options
+    plain = step.tokens == 1 or options.causal
     if mask is not None:
-        view = layer.settings.masks.read(mask, layer.batch, history, tokens, options.window, layer.starts)
+        view = layer.settings.masks.read(mask, layer.batch, step.history, step.tokens, options.window, layer.starts)
         layer.set_starts(view.starts)
         plain = view.plain
     elif layer.starts_tensor is not None:
@@ -168,22 +102,42 @@ def _attend(
             f"the cached sequences begin with padding (first real positions: {list(layer.starts)}): "
             "pass attention_mask with every call"
         )
-    if history == 0:
-        return _exact(module, query, step.keys, step.values, mask, options)
-    if layer.held is not None:
+    coded = step.history and layer.held is None
+    if coded and plain and (out := layer.attend_again(step, query, options)) is not None:
+        return out
+    if query.shape[2] != step.tokens:
+        raise ValueError(f"{query.shape[2]} queries came with {step.tokens} keys of their own: their numbers must be equal")
+    if not step.history:
+        out = _exact(module, query, step.keys, step.values, mask, options)
+    elif not coded:
         keys, values = layer.with_history(step)
-        if mask is None and tokens > 1:  # which SDPA would align to the first key
-            return _dense(query, keys, values, mask, options)
-        return _exact(module, query, keys, values, mask, options)
-    if plain:
-        return layer.attend(step, query, options.scale, options.softcap, options.window, options.sinks)
-    layer.settings.warn_once(
-        "mask",
-        "This attention_mask is more than causal with left padding, so each such call dequantises the whole history: "
-        "right, but slow. Pad on the left, and one sequence a row.",
-    )
-    keys, values = layer.with_history(step)
-    return _dense(query, keys, values, mask, options)
+        # SDPA would align the call's queries to the first key.
+        aligned = mask is not None or step.tokens == 1
+        out = _exact(module, query, keys, values, mask, options) if aligned else _dense(query, keys, values, mask, options)
+    elif plain:
+        out = layer.attend(step, query, options)
+    else:
+        layer.settings.warn_once(
+            "mask",
+            "This attention_mask is more than causal with left padding, so each such call dequantises the whole history: "
+            "right, but slow. Pad on the left, and one sequence a row.",
+        )
+        keys, values = layer.with_history(step)
+        out = _dense(query, keys, values, mask, options)
+    if not step.stored:
+        layer.attended(step, query)
+    return out
+
+
+def _attend_static(
+    module: torch.nn.Module, key: StaticHalf, query: torch.Tensor, mask: torch.Tensor | None, options: Options
+) -> torch.Tensor:
+    check_inference(module)
+    step = key.step
+    with torch.no_grad():
+        return step.layer.attention(
+            step, query, mask, options, lambda: _exact(module, query, step.keys, step.values, mask, options)
+        )
 
 
 def _exact(

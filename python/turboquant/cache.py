@@ -87,6 +87,10 @@ class TurboQuantCache(Cache):
             )
         super().__init__(layers=layers)
 
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args, **kwargs) -> tuple:
+        """As transformers' own, without what it does for caches that grow by a layer or are offloaded by it."""
+        return self.layers[layer_idx].update(key_states, value_states, *args, **kwargs)
+
     def reset(self) -> None:
         super().reset()
         for layer in self.layers:  # transformers only zeroes a window's tokens, and would go on behind them

@@ -25,12 +25,12 @@ class Step:
         "layer", "keys", "values", "tokens", "history", "unread", "queries", "stored", "dense",
     )  # fmt: skip
 
-    def __init__(self, layer: TurboQuantLayer, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def __init__(self, layer: TurboQuantLayer, keys: torch.Tensor, values: torch.Tensor, tokens: int, history: int) -> None:
         self.layer = layer
         self.keys = keys
         self.values = values
-        self.tokens = keys.shape[2]
-        self.history = layer.length  # tokens before this call
+        self.tokens = tokens
+        self.history = history  # tokens before this call
         self.unread = layer.readers
         self.queries: torch.Tensor | None = None  # the first reader's, where a balance is to be made of them
         self.stored = False

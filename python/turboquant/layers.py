@@ -3,16 +3,25 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
 from . import ops
+from ._errors import translated
 from .calibration import Calibration
 from .carrier import Carrier, Step, in_rows, rows_of
 from .held import Held
-from .pages import PagePool, PageTable
+from .options import LastOptions, Options
+from .pages import PAGE_TOKENS, PagePool, PageTable
+from .prepared import Prepared
 from .settings import CacheSettings, sign_seed
 from .vectors import balance_from, check_vectors
+
+_again = torch.ops.turboquant.attend_encode_prepared.default
+_again = getattr(_again, "_op", _again)  # what the call of an operator calls
+
 
 class TurboQuantLayer(CacheLayerMixin):
     """Tokens of one (padded) length in pages. `update` returns carriers; whoever attends stores the tokens."""
@@ -20,6 +29,7 @@ class TurboQuantLayer(CacheLayerMixin):
     is_sliding = False
     is_compileable = False
     is_croppable = True
+    stays = True  # pages and fringe stay where they are from step to step
 
     def __init__(self, settings: CacheSettings, index: int, readers: int = 1) -> None:
         super().__init__()
@@ -28,15 +38,19 @@ class TurboQuantLayer(CacheLayerMixin):
         self.readers = readers  # layers that attend to each update: itself, and those that share its KV
         self.pending: Step | None = None  # updated, not yet stored
         self.held: Held | None = None  # all tokens, while they are too few to be coded: then the pages are empty
+        self.checked: tuple | None = None  # shapes, dtypes and device of the last update
+        self.options: LastOptions | None = None  # attention's
+        self.prepared: Prepared | None = None
 
     # What transformers calls.
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         settings = self.settings
-        self._check_vectors(key_states, value_states)
+        check_vectors(self.index, key_states, value_states, None)
         batch, kv_heads, _, head_dim = key_states.shape
         device, slots = key_states.device, settings.fringe_first + settings.fringe_recent
         page_bytes = ops.page_bytes(head_dim, settings.k_bits, settings.v_bits)
+        self.prepared = None
         base = ops.hadamard_base(head_dim)
         fixed_pages = -(-settings.max_tokens // 64) if settings.max_tokens else 0
 
@@ -45,17 +59,13 @@ class TurboQuantLayer(CacheLayerMixin):
         if slots:
             self.fringe = torch.zeros((batch, kv_heads, slots, 2, head_dim), dtype=torch.float16, device=device)
             self.recent_starts = torch.zeros(batch, dtype=torch.int32, device=device)
-        key_signs, value_signs = (
-            ops.random_signs(head_dim, sign_seed(settings.seed, self.index, values)).to(device, non_blocking=True).repeat(kv_heads, 1)
-            for values in (False, True)
-        )
-        self.signs = key_signs  # xi
-        self.value_signs = value_signs
+        signs = torch.stack([ops.random_signs(head_dim, sign_seed(settings.seed, self.index, values)) for values in (False, True)])
+        # xi, of the keys and of the values.
+        self.signs, self.value_signs = signs[:, None].repeat(1, kv_heads, 1).to(device, non_blocking=True).unbind(0)
         self.kv_heads, self.head_dim = kv_heads, head_dim
         self._begin_balance()
         self.base = None if base.shape[0] == 1 else base.to(device, non_blocking=True)
         self.dtype, self.device = key_states.dtype, device
-        self.checked: tuple | None = None  # shapes, dtypes and device of the last call
         self._set_starts((0,) * batch)
         self.is_initialized = True
 
@@ -63,13 +73,14 @@ class TurboQuantLayer(CacheLayerMixin):
         """Stands the new tokens by, behind all earlier ones; see Step."""
         if self.pending is not None:
             self.flush()
-        if self.is_initialized and self.length == 0 and key_states.shape[0] != self.batch:
-            self.is_initialized = False  # empty: another batch may begin
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        self._check_vectors(key_states, value_states)
-        self._check_fits(key_states)
-        self.pending = step = Step(self, key_states, value_states)
+        shape = key_states.shape
+        seen = (shape, value_states.shape, key_states.dtype, value_states.dtype, key_states.device)
+        if seen != self.checked:
+            self._check_update(key_states, value_states)
+            self.checked = seen
+        if self.settings.max_tokens is not None:
+            self._check_fits(shape[2])
+        self.pending = step = Step(self, key_states, value_states, shape[2], self.pages.length or self.length)
         return Carrier(step, 0), Carrier(step, 1)
 
     def get_seq_length(self) -> int:
@@ -140,48 +151,87 @@ class TurboQuantLayer(CacheLayerMixin):
     def batch(self) -> int:
         return len(self.pages.rows)
 
-    def check_pending(self, step: Step) -> None:
-        if step.stored or self.pending is not step:
-            raise RuntimeError(
-                f"layer {self.index}: these keys and values are stored already: they can be attended to {self.readers} "
-                "times, between their update and the next"
-            )
+    def refuse(self, step: Step) -> NoReturn:
+        """`step` is not pending."""
+        raise RuntimeError(
+            f"layer {self.index}: these keys and values are stored already: they can be attended to {self.readers} "
+            "times, between their update and the next"
+        )
 
     def forget(self, step: Step) -> None:
         """After an error: the layer is as before `update`."""
         if self.pending is step:
             self.pending = None
 
-    def attend(
-        self, step: Step, query: torch.Tensor, scale: float, softcap: float, window: int, sinks: torch.Tensor | None
-    ) -> torch.Tensor:
+    def attend(self, step: Step, query: torch.Tensor, options: Options) -> torch.Tensor:
         """query [batch, q_heads, tokens, head_dim] -> [batch, tokens, q_heads, head_dim]. Stores the step as well, in
         the same call, where this is its last reader and the balance is known."""
         batch, heads, tokens, head_dim = query.shape
         settings, pages = self.settings, self.pages
+        steady = self.stays and not torch.compiler.is_compiling()
         token_starts = settings.token_starts(batch, tokens, self.device)
-        lengths = settings.lengths(batch, pages.length, self.device)
         workspace = settings.workspace(head_dim, self.kv_heads, heads, batch, tokens, self.device)
+        numbers = (settings.k_bits, settings.v_bits, settings.fringe_first, options.scale, options.softcap, options.window, False)
+        last, self.prepared = self.prepared, None
         if step.unread > 1 or not self.balance_frozen:
             out, _ = ops.attend(
-                rows_of(query), rows_of(step.keys), rows_of(step.values), token_starts, pages.pool.data, pages.table, lengths,
-                self.starts_tensor, self.fringe, self.recent_starts, self.query_signs, self.value_signs, self.base, sinks,
-                settings.k_bits, settings.v_bits, settings.fringe_first, scale, softcap, window, False, workspace,
+                rows_of(query), rows_of(step.keys), rows_of(step.values), token_starts, pages.pool.data, pages.table,
+                self._lengths(), self.starts_tensor, self.fringe, self.recent_starts, self.query_signs, self.value_signs,
+                self.base, options.sinks, *numbers, workspace,
             )  # fmt: skip
             return out.view(batch, tokens, heads, head_dim)
         pages.prepare(tokens)
+        own = in_rows(query), in_rows(step.keys), in_rows(step.values)
+        arguments = (
+            *own, token_starts, pages.pool.data, pages.table, self._lengths(), self.starts_tensor, self.fringe,
+            self.recent_starts, self.key_signs, self.query_signs, self.value_signs, self.base, options.sinks, *numbers, workspace,
+        )  # fmt: skip
         try:
-            out = ops.attend_encode(
-                in_rows(query), in_rows(step.keys), in_rows(step.values), token_starts, pages.pool.data, pages.table, lengths,
-                self.starts_tensor, self.fringe, self.recent_starts, self.key_signs, self.query_signs, self.value_signs,
-                self.base, sinks, settings.k_bits, settings.v_bits, settings.fringe_first, scale, softcap, window, False,
-                workspace,
-            )  # fmt: skip
+            out = ops.attend_encode(*arguments)
+            if steady and workspace is not None and own[0] is query and own[1] is step.keys and own[2] is step.values:
+                self.prepared = Prepared(self, options, query).after(last, arguments)
         except BaseException:
             pages.truncate(pages.length)
             raise
         pages.advance(tokens)
         self._stored(step)
+        return out
+
+    def attend_again(self, step: Step, query: torch.Tensor, options: Options) -> torch.Tensor | None:
+        """`attend` where all but the tokens is as in the last two steps, and None where it is not. A layer and token of
+        decoding comes by here, in a model that keeps the host busy, whose caches hold something else by then: each call and
+        each object costs."""
+        prepared, pages = self.prepared, self.pages
+        if prepared is None or prepared.state is None or step.unread != 1 or torch.compiler.is_compiling():
+            return None
+        length, tokens = pages.length, step.tokens
+        if not 0 < length % PAGE_TOKENS <= PAGE_TOKENS - tokens or pages.pool.shared:  # else they lie in the last page
+            pages.prepare(tokens)
+        if (
+            prepared.options is not options
+            or prepared.pages is not pages.pool.data
+            or prepared.table is not pages.table
+            or prepared.starts is not self.starts_tensor
+            or prepared.fringe is not self.fringe
+            or prepared.recent_starts is not self.recent_starts
+            or prepared.query_signs is not self.query_signs
+            or prepared.tokens != tokens
+            or prepared.shape != query.shape
+        ):
+            return None
+        try:
+            lengths = self.settings.lengths(prepared.batch, length, self.device)
+            out = _again(query, step.keys, step.values, lengths, prepared.state)
+        except BaseException as error:
+            if any(in_rows(x) is not x for x in (query, step.keys, step.values)):
+                return None  # nothing is written then
+            pages.truncate(length)
+            if isinstance(error, RuntimeError):
+                raise translated(error) from None
+            raise
+        pages.length = length + tokens
+        step.stored = True
+        self.pending = None
         return out
 
     def attended(self, step: Step, query: torch.Tensor) -> None:
@@ -218,6 +268,7 @@ class TurboQuantLayer(CacheLayerMixin):
 
     def _encode(self, keys: torch.Tensor, values: torch.Tensor, key_signs: torch.Tensor) -> None:
         """Stores tokens behind those in the pages."""
+        self.prepared = None
         settings, pages, tokens = self.settings, self.pages, keys.shape[2]
         pages.prepare(tokens)
         try:
@@ -266,7 +317,8 @@ class TurboQuantLayer(CacheLayerMixin):
             "The model does not attend with 'turboquant', so each step dequantises the whole history: slow, and "
             "without balance. Call turboquant.enable(model) before the model's first call with this cache.",
         )
-        self.check_pending(step)
+        if self.pending is not step:
+            self.refuse(step)
         try:
             with torch.no_grad():
                 dense = self.with_history(step)
@@ -297,6 +349,7 @@ class TurboQuantLayer(CacheLayerMixin):
         fringe, recent_starts = self.fringe, self.recent_starts
         if fringe is not None:
             fringe, recent_starts = fringe.index_select(0, index), recent_starts.index_select(0, index)
+        self.prepared = None
         self.pages.select(sources, index)
         self.fringe, self.recent_starts = fringe, recent_starts
         self._set_starts(tuple(self.starts[i] for i in sources))
@@ -331,18 +384,18 @@ class TurboQuantLayer(CacheLayerMixin):
         self.starts = starts
         self.starts_tensor = torch.tensor(starts, dtype=torch.int32, device=self.device) if any(starts) else None
 
-    def _check_vectors(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        seen = (keys.shape, values.shape, keys.dtype, values.dtype, keys.device)
-        if self.is_initialized and seen == self.checked:
-            return
-        have = (self.batch, self.kv_heads, self.head_dim, self.device) if self.is_initialized else None
-        check_vectors(self.index, keys, values, have)
-        if have:
-            self.checked = seen
+    def _check_update(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Of the first call, or one of another shape than the last."""
+        if self.is_initialized and self.length == 0 and keys.shape[0] != self.batch:
+            self.is_initialized = False  # empty: another batch may begin
+        if self.is_initialized:
+            check_vectors(self.index, keys, values, (self.batch, self.kv_heads, self.head_dim, self.device))
+        else:
+            self.lazy_initialization(keys, values)
 
-    def _check_fits(self, keys: torch.Tensor) -> None:
+    def _check_fits(self, tokens: int) -> None:
         limit = self.settings.max_tokens
-        if limit is not None and (needed := self.length + keys.shape[2]) > limit:
+        if (needed := self.length + tokens) > limit:
             raise ValueError(
                 f"layer {self.index}: {needed} tokens do not fit into max_tokens={limit}: build the cache with more, or "
                 "without max_tokens"

@@ -28,6 +28,8 @@ def copy_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 class OffloadedLayer(TurboQuantLayer):
+    stays = False
+
     def __init__(self, settings: CacheSettings, index: int, readers: int, ring: list[OffloadedLayer]) -> None:
         super().__init__(settings, index, readers)
         self.ring = ring  # all offloaded layers of the cache, in order

@@ -31,6 +31,8 @@ Conventions, once for all of them:
   of two.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -41,6 +43,7 @@ from ._quantizer_ops import lloyd_max, mse_dequantize, mse_quantize, prod_dequan
 __all__ = [
     "attend",
     "attend_encode",
+    "attend_encode_prepared",
     "attend_workspace_bytes",
     "balance",
     "decode",
@@ -51,6 +54,7 @@ __all__ = [
     "mse_dequantize",
     "mse_quantize",
     "page_bytes",
+    "prepare_attend_encode",
     "prod_dequantize",
     "prod_inner_product",
     "prod_quantize",
@@ -227,6 +231,24 @@ def attend_encode(
         recent_starts, key_signs, query_signs, value_signs, base, sinks, k_bits, v_bits, fringe_first, scale,
         softcap, window, settled, workspace,
     )  # fmt: skip
+
+
+def prepare_attend_encode(*arguments: Any) -> Tensor:
+    """`attend_encode`'s arguments, checked as there and kept for `attend_encode_prepared`; nothing runs. ``workspace`` is needed.
+
+    Returns uint8 on the CPU. It holds addresses: it is of use as long as all the tensors live where they are, and only in this
+    process.
+    """
+    return _call(_ops.prepare_attend_encode.default, *arguments)
+
+
+def attend_encode_prepared(query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, state: Tensor) -> Tensor:
+    """`attend_encode` of one more step: all arguments but these are those that ``state`` was made of, and are not checked again.
+
+    A layer's step has some twenty arguments, of which these change; handing over all of them takes the host longer than to
+    launch the kernels.
+    """
+    return _call(_ops.attend_encode_prepared.default, query, keys, values, lengths, state)
 
 
 @torch.compiler.assume_constant_result

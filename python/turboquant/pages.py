@@ -134,7 +134,7 @@ class PageTable:
             wider[:, : self.table.shape[1]] = self.table
             self.table = wider
         new = torch.tensor([row[first:last] for row in self.rows], dtype=torch.int32)
-        self.table[:, first:last] = new.to(self.table.device, non_blocking=True)
+        self.table[:, first:last].copy_(new, non_blocking=True)
 
 
 def _index(values: list[int], device: torch.device) -> torch.Tensor:

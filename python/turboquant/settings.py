@@ -34,6 +34,7 @@ class CacheSettings:
     warned: set[str] = field(default_factory=set)
     _token_starts: dict = field(default_factory=dict)
     _lengths: dict = field(default_factory=dict)
+    _last_lengths: tuple = (-1, 0, None, None)
     _workspace_bytes: dict = field(default_factory=dict)
     _workspaces: dict = field(default_factory=dict)
 
@@ -46,9 +47,13 @@ class CacheSettings:
 
     def lengths(self, batch: int, length: int, device: torch.device) -> torch.Tensor:
         """int32 [batch]: `length` for each sequence. Never written again, so that all layers of a step take the same."""
+        last = self._last_lengths
+        if last[0] == length and last[1] == batch and last[2] == device:
+            return last[3]
         key = (batch, length, device)
         if (found := self._lengths.get(key)) is None:
             found = _keep(self._lengths, key, torch.full((batch,), length, dtype=torch.int32, device=device))
+        self._last_lengths = (length, batch, device, found)
         return found
 
     def workspace(

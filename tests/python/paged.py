@@ -107,7 +107,7 @@ class Paged:
     def for_op(self, name: str) -> tuple:
         """The arguments of an operator, in its order."""
         schema = getattr(torch.ops.turboquant, name).default._schema
-        arguments = self.in_heads() if name == "attend_encode" else self.arguments
+        arguments = self.in_heads() if "attend_encode" in name else self.arguments
         return tuple(arguments[argument.name] for argument in schema.arguments)
 
     def in_heads(self) -> dict:

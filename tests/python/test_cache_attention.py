@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The registered attention against dense double-precision attention, on the same vectors."""
 
+import copy
+import weakref
+
 import pytest
 import torch
 import where
@@ -160,3 +163,93 @@ def test_a_nan_spoils_its_own_token_only():
     keys, values = pair.layer.dequantize()
     assert keys[:, :, 10].isnan().all()
     assert keys[:, :, :10].isfinite().all() and keys[:, :, 11:].isfinite().all() and values.isfinite().all()
+
+
+@pytest.mark.parametrize("starts", [None, (0, 3)], ids=["no mask", "left padding"])
+def test_steps_like_the_last_give_the_bits_of_steps_that_are_not(starts):
+    """The operator keeps what is the same from step to step; whatever changes meanwhile, nothing is seen of it."""
+    sinks = torch.nn.Parameter(torch.randn(4, device=where.DEVICE))
+    kwargs = dict(scaling=0.2, s_aux=sinks, sliding_window=50)
+    pair = [LayerPair(batch=2, hold=0) for _ in range(2)]
+    pair[1].layer.stays = False  # so that none of its steps is prepared
+    prepared = []
+
+    def step(tokens: int = 1) -> None:
+        out = []
+        for p in pair:
+            positions = torch.arange(p.layer.length + tokens)
+            own = positions[p.layer.length :, None]
+            mask = None if starts is None else (positions <= own) & (positions > own - 50) & (positions >= torch.tensor(starts)[:, None, None])
+            mask = None if mask is None else mask[:, None].to(where.DEVICE)
+            query, keys, values = p.vectors(tokens)
+            out.append(turboquant_attention(p.module, query, *p.layer.update(keys, values), mask, **kwargs)[0])
+        assert torch.equal(*out)
+        prepared.append(pair[0].layer.prepared is not None and pair[0].layer.prepared.state is not None)
+
+    def steps(count: int) -> list[bool]:
+        prepared.clear()
+        for _ in range(count):
+            step()
+        return prepared
+
+    step(60)
+    with torch.no_grad():
+        assert steps(4) == [False, True, True, True]
+        assert steps(5)[-1]  # over the end of a page: the pool and the table grow
+        for p in pair:
+            p.layer.crop(-3)
+        assert steps(3)[-1]
+        for p in pair:
+            p.layer.reorder_cache(torch.tensor([1, 1]) if starts is None else torch.tensor([1, 0]))
+        starts = starts and starts[::-1]
+        assert not steps(1)[-1] and steps(3)[-1]
+        copies = copy.deepcopy([p.layer for p in pair])
+        step()
+        for p, copied in zip(pair, copies):
+            p.layer = copied
+        assert copies[0].prepared is None and steps(3)[-1]
+        sinks.mul_(0.5)
+        assert not steps(1)[-1] and steps(2)[-1]
+        for p in pair:
+            p.layer.reset()
+        step(70)
+        assert steps(3)[-1]
+    assert pair[1].layer.prepared is None
+
+
+def test_a_prepared_step_takes_tokens_in_any_strides():
+    pair = [LayerPair(batch=2, hold=0) for _ in range(2)]
+    pair[1].layer.stays = False
+    for spread in (False, False, False, False, True, True, False, False):
+        out = []
+        for p in pair:
+            vectors = [x.repeat_interleave(2, -1)[..., ::2] if spread else x for x in p.vectors(1)]
+            out.append(turboquant_attention(p.module, vectors[0], *p.layer.update(*vectors[1:]), None)[0])
+        assert torch.equal(*out)
+
+
+def test_a_prepared_step_keeps_no_memory_that_the_cache_has_left():
+    pair = LayerPair(hold=0)
+    layer = pair.layer
+
+    def call(tokens: int) -> None:
+        query, keys, values = pair.vectors(tokens)
+        turboquant_attention(pair.module, query, *layer.update(keys, values), None)
+
+    for grow in (lambda: call(1), lambda: call(100), lambda: layer.update(*pair.vectors(100)[1:]) and layer.flush()):
+        call(61 - layer.length % 64)
+        for _ in range(3):
+            call(1)
+        assert layer.length % 64 == 0 and layer.prepared.state is not None
+        pages = weakref.ref(layer.pages.pool.data)
+        grow()
+        assert pages() is None
+    for _ in range(3):
+        call(1)
+    pages, fringe = weakref.ref(layer.pages.pool.data), weakref.ref(layer.fringe)
+    layer.reorder_cache(torch.tensor([0]))
+    assert fringe() is None
+    layer.reset()
+    pair.batch = 2
+    call(70)
+    assert pages() is None

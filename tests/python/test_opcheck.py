@@ -47,6 +47,16 @@ def test_attend_encode_passes_opcheck(variant, own):
     opcheck("attend_encode", Paged(own=own, **variant).but(sinks=torch.randn(4)).for_op("attend_encode"))
 
 
+def test_a_prepared_attend_encode_passes_opcheck():
+    paged = Paged(own=(1, 1, 1), k_bits=3, v_bits=2)
+    size = ops.attend_workspace_bytes(64, 3, 2, kv_heads=2, q_heads=4, sequences=3, tokens=3)
+    arguments = paged.but(workspace=torch.zeros(size, dtype=torch.uint8)).for_op("attend_encode")
+    # opcheck's test of AOT dispatch compares results, and this one is made of addresses.
+    prepare = torch.ops.turboquant.prepare_attend_encode.default
+    torch.library.opcheck(prepare, arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
+    opcheck("attend_encode_prepared", (*arguments[:3], paged.arguments["lengths"], ops.prepare_attend_encode(*arguments)))
+
+
 def test_encode_passes_opcheck(paged):
     if paged.arguments["keys"] is None:
         paged = Paged()
@@ -98,4 +108,4 @@ def test_every_operator_is_checked_here():
     names = {name.removeprefix("turboquant::") for name in every if name.startswith("turboquant::")}
     # The CPU's library names it for the CUDA one, which alone implements it.
     names.remove("cuda_attend_workspace_bytes")
-    assert names == {*re.findall(r'opcheck\("(\w+)"', source), "version"}
+    assert names == {*re.findall(r'opcheck\("(\w+)"', source), "version", "prepare_attend_encode"}

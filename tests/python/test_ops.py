@@ -165,6 +165,25 @@ def test_query_keys_and_values_may_have_any_strides_but_the_last():
     assert torch.equal(*pages)
 
 
+@pytest.mark.parametrize("tokens", [1, 2])
+@pytest.mark.parametrize("variant", [dict(), dict(first=4, recent=8, head_dim=48, starts=int32(3, 0, 5), dtype=torch.bfloat16)])
+def test_steps_of_a_prepared_attend_encode_are_those_of_attend_encode_bit_for_bit(variant, tokens):
+    one = Paged(history=(70, 9, 5), own=(tokens,) * 3, **variant)
+    size = ops.attend_workspace_bytes(one.head_dim, 4, 4, kv_heads=2, q_heads=4, sequences=3, tokens=3 * tokens)
+    one = one.but(workspace=torch.zeros(size, dtype=torch.uint8), sinks=torch.randn(4), softcap=20.0, window=60)
+    other = one.but(**{name: one.arguments[name].clone() for name in ("pages", "fringe") if one.arguments[name] is not None})
+    state = ops.prepare_attend_encode(*one.for_op("prepare_attend_encode"))
+    assert torch.equal(one.arguments["pages"], other.arguments["pages"])
+    for step in range(3):
+        own = {name: torch.randn_like(one.arguments[name]) for name in ("query", "keys", "values")}
+        now = other.but(lengths=other.arguments["lengths"] + step * tokens, **own)
+        heads = now.in_heads()
+        out = ops.attend_encode_prepared(heads["query"], heads["keys"], heads["values"], heads["lengths"], state)
+        assert torch.equal(out.flatten(0, 1), now.attend_encode())
+        for name in ("pages", "fringe"):
+            assert one.arguments[name] is None or torch.equal(one.arguments[name], now.arguments[name])
+
+
 def test_decode_is_zero_past_each_length_and_at_padding():
     paged = Paged(history=(70, 0, 5), starts=int32(3, 0, 0))
     keys, values = paged.but(max_tokens=80, dtype=torch.bfloat16).decode()

@@ -181,3 +181,36 @@ def test_an_old_torch_is_named_with_the_remedy():
         check_torch("2.10.1+cpu")
     for version in ("2.11.0", "2.11.0+cu130", "2.12.0a0+git1234", "3.0.0"):
         check_torch(version)
+
+
+PREPARED = [
+    (0, lambda t: t[:2], r"query has shape \[2, 4, 2, 64\]; pass \[sequences=3, q_heads=4, tokens=2, head_dim=64\]"),
+    (0, lambda t: t[:, :, :1], r"query has shape \[3, 4, 1, 64\]; pass \[sequences=3, "),
+    (0, lambda t: t.half(), r"query is float16, not float32; pass query.to\(torch.float32\)"),
+    (1, lambda t: t[:, :1], r"keys has shape \[3, 1, 2, 64\]; pass \[sequences=3, kv_heads=2, tokens=2, head_dim=64\]"),
+    (2, lambda t: t.half(), r"values is float16, not float32; pass values.to\(torch.float32\)"),
+    (3, lambda t: t.long(), r"lengths is int64, not int32"),
+    (3, lambda t: t[:2], r"lengths has shape \[2\]; pass \[sequences=3\]"),
+    (3, lambda t: t + 500, r"sequence 0 reaches position 57[02] but its page table holds 128"),
+    (4, lambda t: t[:-1], r"state has shape \[1023\]; pass \[bytes=1024\]"),
+    (4, lambda t: torch.zeros_like(t), r"state holds something else; pass what prepare_attend_encode returned"),
+]
+
+
+@pytest.mark.parametrize(("place", "spoil", "message"), PREPARED)
+def test_a_prepared_step_checks_what_it_is_given(place, spoil, message):
+    good = make((2, 2, 2))
+    size = ops.attend_workspace_bytes(64, 4, 4, kv_heads=2, q_heads=4, sequences=3, tokens=6)
+    arguments = good.but(workspace=torch.zeros(size, dtype=torch.uint8)).for_op("prepare_attend_encode")
+    heads = good.in_heads()
+    given = [heads["query"], heads["keys"], heads["values"], heads["lengths"], ops.prepare_attend_encode(*arguments)]
+    given[place] = spoil(given[place])
+    before = good.arguments["pages"].clone()
+    with pytest.raises(ValueError, match=message):
+        ops.attend_encode_prepared(*given)
+    assert torch.equal(good.arguments["pages"], before)
+
+
+def test_a_step_is_prepared_with_a_workspace_that_is_kept():
+    with pytest.raises(ValueError, match="workspace is None; a prepared step takes one that is kept"):
+        ops.prepare_attend_encode(*make((2, 2, 2)).for_op("prepare_attend_encode"))
