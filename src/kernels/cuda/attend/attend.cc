@@ -34,9 +34,9 @@ Status attend(const AttendArgs& a, const Context& context) {
   // is right for any number, as the host does not know how the rows are spread.
   const bool decodes = s.tokens == s.count || rows <= kFewRows;
   if (few && decodes && rows <= kMostRows) return few_rows::attend(a, INT_MAX, context);
-  AttendArgs others = a;  // the workspace without few_rows' counters
-  others.workspace = static_cast<std::uint8_t*>(a.workspace) + few_rows::kCounterBytes;
-  others.workspace_bytes = a.workspace_bytes - few_rows::kCounterBytes;
+  AttendArgs others = a;  // the workspace without what few_rows keeps zero
+  others.workspace = static_cast<std::uint8_t*>(a.workspace) + few_rows::kZeroBytes;
+  others.workspace_bytes = a.workspace_bytes - few_rows::kZeroBytes;
   const bool many = many_rows_takes(a, context);
   if (!few || (!many && rows > kMostRows)) return any_dim(others, context);
   if (decodes || !many) return few_rows::attend(a, INT_MAX, context);
@@ -51,7 +51,7 @@ std::size_t attend_workspace_bytes(const PageFormat& format, int kv_heads, int q
       std::max(many_rows_workspace_bytes(format, kv_heads, q_heads, sequences, tokens, context),
                any_dim_workspace_bytes(format, kv_heads, q_heads, sequences, tokens, context));
   return std::max(few_rows::workspace_bytes(format, kv_heads, q_heads, tokens, context),
-                  few_rows::kCounterBytes + others);
+                  few_rows::kZeroBytes + others);
 }
 
 }  // namespace turboquant::kernels::cuda

@@ -19,18 +19,11 @@ __device__ __forceinline__ void bytes_to_halves(std::uint32_t bytes, std::uint32
   high = reinterpret_cast<const std::uint32_t&>(b);
 }
 
-// All warps that share the tile. The barriers' numbers are constants so that tools can follow them.
+// All warps that take the same tile.
 template <class S>
-__device__ __forceinline__ void sharing_sync() {
-  if constexpr (S::kSharing == 1) {
-    __syncwarp();
-  } else {
-    const int stream = uniform(static_cast<int>(threadIdx.x >> 5) / S::kSharing);
-    if (stream == 0) asm volatile("bar.sync 1, %0;" ::"n"(32 * S::kSharing) : "memory");
-    else if (stream == 1) asm volatile("bar.sync 2, %0;" ::"n"(32 * S::kSharing) : "memory");
-    else if (stream == 2) asm volatile("bar.sync 3, %0;" ::"n"(32 * S::kSharing) : "memory");
-    else asm volatile("bar.sync 4, %0;" ::"n"(32 * S::kSharing) : "memory");
-  }
+__device__ __forceinline__ void tile_sync() {
+  if constexpr (S::kSharing == 1 || S::kSplit > 1) __syncwarp();
+  else stream_sync<S>();
 }
 
 // Zeroes the values of unused slots and of tokens with NaN or infinity (a weight of 0 must not make NaN of
@@ -53,11 +46,11 @@ __device__ __forceinline__ std::uint32_t clean_values(std::uint8_t* tile, std::u
   }
   spoiled = __reduce_or_sync(~0u, spoiled);
   const std::uint32_t zero = (spoiled | ~used) & ((1u << kExactTokens) - 1);
-  sharing_sync<S>();
+  tile_sync<S>();
 #pragma unroll 1
   for (int x = lane; zero != 0 && x < kExactTokens * kChunks; x += 32)
     if ((zero >> (x / kChunks) & 1) != 0) *chunk(x) = {0, 0, 0, 0};
-  sharing_sync<S>();
+  tile_sync<S>();
   return spoiled & used;
 }
 
@@ -162,7 +155,7 @@ __device__ __forceinline__ void attend_piece(const Params& p, const Sequence& se
   for (int j = 0; j < 2; ++j) used |= positions[j] >= 0 ? 1u << (g + 8 * j) : 0u;
   used = __reduce_or_sync(~0u, used);
   if (used != 0) attend_exact<S>(p, tile, queries, positions, used, clean_values<S>(tile, used), running);
-  sharing_sync<S>();
+  tile_sync<S>();
 }
 
 }  // namespace turboquant::kernels::cuda::few_rows

@@ -22,15 +22,21 @@ struct Choice {
   int rows;  // of a tile
   Config config;
 };
-std::array<Choice, 4> choices(int head_dim) {
-  return {{{4, {1, 1}}, {8, {2, 1}}, {16, {4, 1}}, {32, head_dim <= 128 ? Config{8, 1} : Config{4, 2}}}};
+std::array<Choice, 4> choices(const PageFormat& format, int sequences) {
+  const int d = format.head_dim;
+  // Two warps a page begin and end a launch sooner, one a page begins a segment sooner.
+  const bool split = sequences < 8 && d <= kMostSplitDim && format.k_bits == 4 && format.v_bits == 4;
+  return {{{4, split ? Config{1, 2, 2} : Config{1, 1}},
+           {8, {2, 1}},
+           {16, {4, 1}},
+           {32, d <= 128 ? Config{8, 1} : Config{4, 2}}}};
 }
 
 struct Plan {
   const Instance* instance = nullptr;
   Config config{1, 1};
   Footprint footprint{};
-  int ctas_per_head = 1, stages = 0, slot_bytes = 0, shared_bytes = 0;
+  int ctas_per_head = 1, short_ctas = 1, stages = 0, slot_bytes = 0, shared_bytes = 0;
 };
 
 // At most `most` CTAs a KV head, and so many that sequences of equal lengths end where CTAs end, if that
@@ -39,6 +45,15 @@ int aligned_ctas(int most, int sequences) {
   const int aligned = sequences <= most ? most / sequences * sequences
                                         : (sequences + (sequences - 1) / most) / ((sequences - 1) / most + 1);
   return aligned * 10 >= most * 9 ? aligned : most;
+}
+
+// The CTAs of a KV head that share a short history. Those that merge end a microsecond or two later than the
+// others, and as many multiprocessors are spared for the next launch, if there are enough.
+inline constexpr int kShortUnits = 48;  // of a CTA
+int short_ctas(const Plan& plan, int kv_heads, int sequences, int sm_count) {
+  const int spared = std::min((sm_count - kv_heads) / kv_heads, plan.ctas_per_head);
+  const bool few = spared * 10 < plan.ctas_per_head * 9;
+  return sequences > 1 || plan.config.split > 1 || few ? plan.ctas_per_head : spared;
 }
 
 // stages is 0 where not even one slot a stream fits.
@@ -50,12 +65,14 @@ Plan make_plan(const PageFormat& format, const Config& config, int kv_heads, int
   plan.footprint = plan.instance->footprint(config, sequences);
   const int room = (limits.shared_bytes - plan.footprint.fixed_bytes) / plan.footprint.streams;  // a ring
   const int slot = std::max(static_cast<int>(format.page_bytes()), kExactTokens * 4 * format.head_dim);
-  const int part = plan.footprint.part_floats * static_cast<int>(sizeof(float));  // a ring ends as a part
-  for (int stages = kSlotsAWarp * config.sharing; stages > 0 && plan.stages == 0; --stages) {
+  const int part = plan.footprint.part_floats * plan.footprint.split *
+                   static_cast<int>(sizeof(float));  // a ring ends as parts
+  for (int stages = plan.footprint.slots; stages > 0 && plan.stages == 0; --stages) {
     plan.slot_bytes = std::max(slot, (part / stages + kPageAlignment) / kPageAlignment * kPageAlignment);
     if (stages * plan.slot_bytes <= room) plan.stages = stages;
   }
   plan.ctas_per_head = aligned_ctas(std::max(1, limits.sm_count / kv_heads), sequences);
+  plan.short_ctas = short_ctas(plan, kv_heads, sequences, limits.sm_count);
   plan.shared_bytes = plan.stages * plan.slot_bytes * plan.footprint.streams + plan.footprint.fixed_bytes;
   return plan;
 }
@@ -66,12 +83,13 @@ Plan plan_call(const PageFormat& format, int kv_heads, int q_heads, int sequence
                const DeviceLimits& limits) {
   Plan plan;
   if (find_instance(format.head_dim) == nullptr || sequences > kMaxSequences ||
-      static_cast<std::size_t>(std::max(limits.sm_count, kv_heads)) * kMostTileRows * sizeof(int) >
-          kCounterBytes)
+      static_cast<std::size_t>(std::max(limits.sm_count, kv_heads)) > kMostCtas)
     return plan;
   const std::int64_t rows = (tokens + sequences - 1) / sequences * (q_heads / kv_heads);
-  for (const Choice& choice : choices(format.head_dim)) {
-    const Plan next = make_plan(format, choice.config, kv_heads, sequences, limits);
+  for (const Choice& choice : choices(format, sequences)) {
+    Plan next = make_plan(format, choice.config, kv_heads, sequences, limits);
+    if (choice.config.split > 1 && next.stages < next.footprint.slots)  // its four streams want all of them
+      next = make_plan(format, {choice.config.tiles, 1}, kv_heads, sequences, limits);
     if (next.stages == 0) break;
     plan = next;
     if (choice.rows >= rows) break;
@@ -84,14 +102,15 @@ std::size_t aligned(std::size_t bytes) {
   return (bytes + kAlignment - 1) / kAlignment * kAlignment;
 }
 
-// Sizes in bytes of the workspace's areas of parts, behind the counters.
+// Sizes in bytes of the workspace's areas of parts, behind kZeroBytes.
 struct Areas {
   std::size_t cta_parts, warp_parts;
 };
 Areas areas_of(const Plan& plan, int kv_heads) {
   const auto ctas = static_cast<std::size_t>(plan.ctas_per_head) * static_cast<std::size_t>(kv_heads);
   const auto part = static_cast<std::size_t>(plan.footprint.part_floats) * sizeof(float);
-  return {aligned(ctas * 2 * part), aligned(ctas * static_cast<std::size_t>(plan.footprint.streams) * part)};
+  return {aligned(ctas * 2 * part),
+          aligned(ctas * static_cast<std::size_t>(plan.footprint.streams * plan.footprint.split) * part)};
 }
 
 }  // namespace
@@ -121,6 +140,9 @@ Status attend(const AttendArgs& a, int most_rows, const Context& context) {
   p.most_rows = most_rows;
   p.ctas_per_head = plan.ctas_per_head;
   p.cta_inverse = 1.0 / plan.ctas_per_head;
+  p.short_ctas = plan.short_ctas;
+  p.short_inverse = 1.0 / plan.short_ctas;
+  p.short_units = plan.short_ctas < plan.ctas_per_head ? plan.ctas_per_head * kShortUnits : 0;
   p.stages = plan.stages;
   p.slot_bytes = plan.slot_bytes;
   p.fringe_pieces = (a.fringe.first + a.fringe.recent + kExactTokens - 1) / kExactTokens;
@@ -138,8 +160,9 @@ Status attend(const AttendArgs& a, int most_rows, const Context& context) {
   const Areas areas = areas_of(plan, a.pages.kv_heads);
   auto* workspace = static_cast<std::uint8_t*>(a.workspace);
   p.arrivals = reinterpret_cast<int*>(workspace);
-  p.cta_parts = reinterpret_cast<float*>(workspace + kCounterBytes);
-  p.warp_parts = reinterpret_cast<float*>(workspace + kCounterBytes + areas.cta_parts);
+  p.mail = reinterpret_cast<float*>(workspace + kCounterBytes);
+  p.cta_parts = reinterpret_cast<float*>(workspace + kZeroBytes);
+  p.warp_parts = reinterpret_cast<float*>(workspace + kZeroBytes + areas.cta_parts);
   return plan.instance->launch(plan.config, p, plan.shared_bytes, context);
 }
 
@@ -149,12 +172,12 @@ std::size_t workspace_bytes(const PageFormat& format, int kv_heads, int q_heads,
   if (!limits.ok() || find_instance(format.head_dim) == nullptr) return 0;
   // What any call of at most `tokens` rows needs, however many sequences they are of.
   std::size_t most = 0;
-  for (const Choice& choice : choices(format.head_dim)) {
+  for (const Choice& choice : choices(format, 1)) {  // parts of split pages take as much
     Plan plan;
     plan.footprint = find_instance(format.head_dim)->footprint(choice.config, 1);
     plan.ctas_per_head = std::max(1, limits.value().sm_count / kv_heads);
     const Areas areas = areas_of(plan, kv_heads);
-    most = std::max(most, kCounterBytes + areas.cta_parts + areas.warp_parts);
+    most = std::max(most, kZeroBytes + areas.cta_parts + areas.warp_parts);
     if (choice.rows >= tokens * (q_heads / kv_heads)) break;
   }
   return most;

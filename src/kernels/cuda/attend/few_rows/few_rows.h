@@ -10,22 +10,29 @@ namespace turboquant::kernels::cuda::few_rows {
 // Whether there is a kernel for this call's format and sizes, and this device's shared memory holds it.
 bool fits(const AttendArgs& args, const Context& context);
 
-// The workspace begins with counters that are zero between calls; what lies behind kCounterBytes may be used
-// by anyone in between.
-inline constexpr std::size_t kCounterBytes = 32768;
+// The workspace begins with counters and mail (params.h), which are zero between calls; what lies behind
+// kZeroBytes may be used by anyone in between.
+inline constexpr std::size_t kMostCtas =
+    256;  // of a launch whose CTAs share rows: a device's multiprocessors
+inline constexpr std::size_t kCounterBytes = kMostCtas * kMostTileRows * sizeof(int);
+inline constexpr std::size_t kMailRows = 2 * kTileRows, kMailRowBytes = (256 + 8) * sizeof(float);
+inline constexpr std::size_t kZeroBytes = kCounterBytes + kMostCtas * kMailRows * kMailRowBytes;
 
 Status attend(const AttendArgs& args, int most_rows, const Context& context);
 std::size_t workspace_bytes(const PageFormat& format, int kv_heads, int q_heads, std::int64_t tokens,
                             const Context& context);
 
-// Column tiles a warp, and warps a stream of pages (shape.cuh).
+// Column tiles a warp, warps a stream of pages, and warps that split a page (shape.cuh).
 struct Config {
-  int tiles, sharing;
+  int tiles, sharing, split = 1;
 };
+inline constexpr int kMostSplitDim = 128;
 // What a launch of a head_dim and config takes from shared memory besides its ring, for `sequences`
 // sequences.
 struct Footprint {
-  int fixed_bytes, streams, part_floats;
+  int fixed_bytes, streams;
+  int slots;               // of a ring, at most
+  int split, part_floats;  // parts a stream; of a part
 };
 
 // One a head_dim, in head_dim_<dim>.cu.

@@ -62,10 +62,10 @@ __device__ __forceinline__ void store_part(const Params& p, const Running<S>& ru
 }
 
 // Output and LSE of kRows rows of a sequence, from `row` on: x their sums; lane r has row r's maximum and sum
-// of weights. signs: of the head, in shared memory.
+// of weights. own_score: of the first own token. signs: of the head, in shared memory.
 template <class S, int kRows>
 __device__ __forceinline__ void finish_rows(const Params& p, const Ending& ending, Own<S, kRows>& own,
-                                            int row, int kv_head, const float* signs,
+                                            float own_score, int row, int kv_head, const float* signs,
                                             RowsInLanes<S::kDim, kRows>& x, float* staged, float maximum,
                                             float sum) {
   constexpr float kLog2e = 1.442695041f, kLn2 = 0.6931471806f;
@@ -73,7 +73,6 @@ __device__ __forceinline__ void finish_rows(const Params& p, const Ending& endin
   const int lane = static_cast<int>(threadIdx.x & 31);
   float signs_here[kEach<S::kDim>];
   load_signs<S::kDim>(signs, signs_here);
-  const float own_score = own.score(p);
   hadamard<S::kDim, kRows, true>(x, a.basis.base_matrix, staged, S::kStride);
 #pragma unroll
   for (int r = 0; r < kRows; ++r)
@@ -87,15 +86,14 @@ __device__ __forceinline__ void finish_rows(const Params& p, const Ending& endin
     sum = sum * factor + exp2_approx(sink - larger);
     maximum = larger;
   }
-  const float unit = sum == 0 ? 0 : factor / sum;
-  const std::int64_t out_at = row_at(a.out, own.token, own.head);
+  const float unit = sum == 0 ? 0 : __fdividef(factor, sum);
   if (a.lse != nullptr && lane < kRows && own.exists)
     a.lse[own.token * a.q_heads + own.head] =
         sum == 0 ? -__int_as_float(0x7f800000) : (maximum + log2f(sum)) * kLn2;
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
-    const float factor_of_row = __shfl_sync(~0u, unit, r);
-    auto* out = static_cast<unsigned short*>(a.out.data) + __shfl_sync(~0u, out_at, r);
+    const float factor_of_row = own.of_row(unit, r);
+    auto* out = static_cast<unsigned short*>(a.out.data) + own.of_row(own.out_at, r);
     if (row + r >= ending.rows) continue;
 #pragma unroll
     for (int i = 0; i < kEach<S::kDim>; ++i)
@@ -104,11 +102,55 @@ __device__ __forceinline__ void finish_rows(const Params& p, const Ending& endin
   }
 }
 
+// The rows of a segment that this warp and another did alone, each a half of its tokens: each finishes two
+// rows. The first warp's sums come first.
+template <Narrow S>
+requires(S::kSplit == 2) __device__ __forceinline__
+    void finish_alone(const Params& p, const Ending& ending, int first_row, int kv_head, int in_stream,
+                      const float* signs, float* staged, const Running<S>& running) {
+  constexpr int kRows = kTileRows / 2;
+  const int lane = static_cast<int>(threadIdx.x & 31), q = lane & 3, row = kRows * in_stream;
+  Own<S, kRows> own;
+  own.ask(p, ending, first_row + row, kv_head);
+  float sum = running.sum[0], half_steps = running.half_steps[0];
+  add_lanes(sum, half_steps);
+  stream_sync<S>();  // both have taken their queries from here
+  store_values<S>(p, running, 0, half_steps, [&](int of) { return staged + of * S::kStride; });
+  if (lane < kTileRows) {
+    staged[q * S::kStride + kRowFloats<S::kDim>] = running.maximum[0];
+    staged[q * S::kStride + kRowFloats<S::kDim> + 1] = sum;
+  }
+  stream_sync<S>();
+  const float* first = staged - in_stream * kTileRows * S::kStride + row * S::kStride;
+  const float* second = first + kTileRows * S::kStride;
+  RowsInLanes<S::kDim, kRows> x, y;
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    load_lane<S::kDim>(first + r * S::kStride, x[r]);
+    load_lane<S::kDim>(second + r * S::kStride, y[r]);
+  }
+  const int end_of_mine = (lane % kRows) * S::kStride + kRowFloats<S::kDim>;
+  const float first_maximum = first[end_of_mine], second_maximum = second[end_of_mine];
+  const float maximum = fmaxf(first_maximum, second_maximum);
+  const float first_keep = exp2_approx(first_maximum - maximum),
+              second_keep = exp2_approx(second_maximum - maximum);
+  sum = fmaf(first[end_of_mine + 1], first_keep, second[end_of_mine + 1] * second_keep);
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const float keep = __shfl_sync(~0u, first_keep, r), keep_second = __shfl_sync(~0u, second_keep, r);
+#pragma unroll
+    for (int i = 0; i < kEach<S::kDim>; ++i) x[r][i] = fmaf(x[r][i], keep, y[r][i] * keep_second);
+  }
+  stream_sync<S>();
+  finish_rows<S, kRows>(p, ending, own, own.score(p), first_row + row, kv_head, signs, x, staged, maximum,
+                        sum);
+}
+
 // The rows of a segment that this warp did alone; tile by tile through its staged rows.
 template <Narrow S>
-__device__ __forceinline__ void finish_alone(const Params& p, const Ending& ending, int first_row,
-                                             int kv_head, const float* signs, float* staged,
-                                             const Running<S>& running) {
+requires(S::kSplit == 1) __device__ __forceinline__
+    void finish_alone(const Params& p, const Ending& ending, int first_row, int kv_head, int,
+                      const float* signs, float* staged, const Running<S>& running) {
 #pragma unroll
   for (int t = 0; t < S::kTiles; ++t) {
     const int row = first_row + t * kTileRows;
@@ -123,7 +165,8 @@ __device__ __forceinline__ void finish_alone(const Params& p, const Ending& endi
 #pragma unroll
     for (int r = 0; r < kTileRows; ++r) load_lane<S::kDim>(staged + r * S::kStride, x[r]);
     __syncwarp();
-    finish_rows<S, kTileRows>(p, ending, own, row, kv_head, signs, x, staged, running.maximum[t], sum);
+    finish_rows<S, kTileRows>(p, ending, own, own.score(p), row, kv_head, signs, x, staged,
+                              running.maximum[t], sum);
   }
 }
 

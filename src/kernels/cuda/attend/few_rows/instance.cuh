@@ -10,9 +10,12 @@ namespace turboquant::kernels::cuda::few_rows {
 
 // Calls f with the Shape of a config. The configs are those that few_rows.cc chooses from. Decoding from keys
 // and values of one width has a kernel of its own: without the other widths' code, a page takes less time.
+// Decoding of few sequences has one for 4-bit codes (may_split).
 template <int kDim, class F>
 auto with_shape(const Config& config, const PageFormat& format, F f) {
   if (config.tiles == 1) {
+    if constexpr (kDim <= kMostSplitDim)
+      if (config.split == 2) return f(Shape<kDim, 1, 4, 2>{});
     if (format.k_bits != format.v_bits) return f(Shape<kDim, 1, 0>{});
     if (format.k_bits == 4) return f(Shape<kDim, 1, 4>{});
     if (format.k_bits == 3) return f(Shape<kDim, 1, 3>{});
@@ -31,7 +34,9 @@ template <int kDim>
 Footprint footprint(const Config& config, int sequences) {
   return with_shape<kDim>(config, PageFormat{kDim, 4, 4}, [&](auto shape) {
     using S = decltype(shape);
-    return Footprint{SharedLayout<S>::fixed_bytes(sequences), S::kStreams, S::kPartFloats};
+    static_assert(S::kWide || S::kPartFloats * sizeof(float) <= kMailRows * kMailRowBytes);
+    return Footprint{SharedLayout<S>::fixed_bytes(sequences), S::kStreams, S::kSlots, S::kSplit,
+                     S::kPartFloats};
   });
 }
 

@@ -15,6 +15,7 @@
 //   scores.cuh    codes x queries          finish.cuh   sums to outputs
 //   rotate.cuh    the rotation itself      own.cuh      the call's own tokens
 //   merge.cuh     parts of several warps   wide/        the same for 16 and 32 rows
+//   mail.cuh      parts from CTA to CTA
 // clang-format on
 //
 // A CTA of 8 warps an SM. Each stream (a warp, or several that share pages) walks its range of units on its
@@ -29,19 +30,24 @@ __device__ __forceinline__ Team first_team(const Cta<S>& cta, const Segment& seg
   const int lane = static_cast<int>(threadIdx.x & 31), begin = cta.stream_begin(lane);
   const std::uint32_t streams =
       __ballot_sync(~0u, lane < S::kStreams && begin >= segment.begin && begin < min(segment.end, cta.end));
-  return {(__ffs(static_cast<int>(streams)) - 1) * S::kSharing + in_stream,
-          __popc(streams & ((1u << stream) - 1)), __popc(streams), true};
+  const int first = (__ffs(static_cast<int>(streams)) - 1) * S::kSharing,
+            before = __popc(streams & ((1u << stream) - 1)), all = __popc(streams);
+  if constexpr (S::kSplit > 1) return {first, before * S::kSplit + in_stream, all * S::kSplit, true};
+  return {first + in_stream, before, all, true};
 }
 
 template <class S>
-__global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_constant__ Params p) {
+__global__ void __launch_bounds__(S::kRegisterWarps * 32) few_rows_kernel(const __grid_constant__ Params p) {
   extern __shared__ __align__(128) std::uint8_t shared[];
   const int warp = uniform(static_cast<int>(threadIdx.x >> 5)), lane = static_cast<int>(threadIdx.x & 31);
   const int stream = warp / S::kSharing, in_stream = warp % S::kSharing;
+  const int in_part = S::kSplit == 1 ? 0 : in_stream;
+  const int in_tile = S::kSplit == 1 ? in_stream * S::kRows : 0;  // this warp's first row
   std::uint8_t* rings = shared;
   std::uint8_t* queries_shared = rings + SharedLayout<S>::ring_bytes(p.stages, p.slot_bytes);
   float* all_staged = reinterpret_cast<float*>(queries_shared + kWarps * S::kQueryBytes);
-  auto* barriers = reinterpret_cast<std::uint64_t*>(all_staged + kWarps * kTileRows * S::kStride);
+  float* parts = all_staged + kWarps * kTileRows * S::kStride;
+  auto* barriers = reinterpret_cast<std::uint64_t*>(parts + SharedLayout<S>::kPartsFloats);
   float* signs = reinterpret_cast<float*>(barriers + kWarps * kMaxStages * 2);  // of queries, then of values
   auto* records = reinterpret_cast<Record*>(signs + 2 * S::kDim);
   int* sums = reinterpret_cast<int*>(records + S::kStreams + 1);
@@ -74,60 +80,66 @@ __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_c
   if (warp == 0) sum_units(sums, p.a.sequences.count);
   __syncthreads();
 
-  const Ranges ctas(sums[p.a.sequences.count], p.ctas_per_head, p.cta_inverse);
-  const int cta_begin = ctas.begin(index), cta_end = ctas.begin(index + 1);
+  const int units = sums[p.a.sequences.count];
+  const bool is_short = units <= p.short_units;
+  const Ranges ctas(units, is_short ? p.short_ctas : p.ctas_per_head,
+                    is_short ? p.short_inverse : p.cta_inverse);
+  // Others have units, and wait for the previous kernel, so that the next one still comes after it.
+  if (is_short && index >= p.short_ctas && units > 0) return;
+  const int cta_begin = min(ctas.begin(index), units), cta_end = min(ctas.begin(index + 1), units);
   const Ranges streams(cta_end - cta_begin, S::kStreams, 1.0 / S::kStreams);
-  const Cta<S> cta{p,     kv_head, index,           ctas,  streams, cta_begin, cta_end,
-                   rings, records, signs + S::kDim, staged};
+  const Cta<S> cta{p,       kv_head, index, ctas,    streams,         cta_begin,
+                   cta_end, rings,   parts, records, signs + S::kDim, staged};
   ring.begin = uniform(cta.stream_begin(stream));
   ring.end = uniform(cta.stream_begin(stream + 1));
   ring.look_up();
   int ahead = p.stages;  // copies to start before the first page is used
-  Sequence sequence{};
-  Segment segment{};
-  if (ring.begin < ring.end) segment = segment_of<S>(p, sums, ring.begin, sequence);
   if (p.a.settled) {
     ring.issue();  // while the previous kernel still runs; the others would delay the queries
     --ahead;
-    const int first_row = segment.tile * S::kTileTotal + in_stream * S::kRows;
-    const int tile = S::kWide ? stream % (S::kRows / kTileRows) : 0;  // most likely
-    prefetch_rows<S>(p, sequence, first_row + tile * kTileRows, kv_head);
   }
-  Team team{warp, 0, 1, false};
-  if (S::kTeams) {
-    if (ring.begin < ring.end) team = first_team<S>(cta, segment, stream, in_stream);
-    else team = {warp, kIdle, kIdle, true};
-  }
-  if (ring.begin < ring.end && in_stream == 0) note_segment<S>(cta, segment, sequence, stream, lane);
-  if (p.a.settled) {
-    wait_for_previous_kernel();
-    let_next_kernel_start();
-  }
-
   const auto tables = tables_of<S>(p.a.pages.format);
   Running<S> running;
   bool keeps_part = false;
   int unit = ring.begin;
+  Sequence sequence{};
+  Segment segment{};
 #pragma unroll 1
-  for (bool first = S::kTeams; first || unit < ring.end; first = false) {  // idle warps come along once
-    if (unit > ring.begin) {
-      team = {warp, 0, 1, false};
+  for (bool first = true; first || unit < ring.end; first = false) {  // idle warps come along once
+    const bool idle = unit >= ring.end;
+    // Whatever does not depend on the previous kernel comes before the wait for it.
+    if (!idle) {
       segment = segment_of<S>(p, sums, unit, sequence);
       if (in_stream == 0) note_segment<S>(cta, segment, sequence, stream, lane);
     }
-    const int first_row = segment.tile * S::kTileTotal + in_stream * S::kRows;
+    const Team team = first && S::kTeams ? idle ? Team{warp, kIdle, kIdle, true}
+                                                : first_team<S>(cta, segment, stream, in_stream)
+                      : S::kSplit > 1 ? Team{warp - in_stream, in_stream, S::kSplit, false}
+                                         : Team{warp, 0, 1, false};
+    const int first_row = segment.tile * S::kTileTotal + in_tile;
     Queries<S> queries;
     queries.shared = reinterpret_cast<uint4*>(queries_shared + team.slot * S::kQueryBytes);
-    RawRows<S::kDim, kTileRows> rows;
-    if (S::kWide || team.member == 0)
-      load_tile<S>(p, sequence, first_row + team.member * kTileRows, kv_head, rows);
+    queries.see(p, sequence, first_row);
+    const bool loads = S::kWide || team.member < S::kSplit;
+    std::int64_t at[S::kQueryRows];
+    find_rows<S>(p, sequence, first_row + (loads ? team.member * S::kQueryRows : 0), kv_head, at);
+    running.clear();
+    if (first && p.a.settled) {
+      const int tile = S::kWide ? stream % (S::kRows / kTileRows) : 0;  // most likely
+      prefetch_rows<S>(p, sequence, first_row + tile * kTileRows, kv_head);
+      wait_for_previous_kernel();
+      let_next_kernel_start();
+    }
+    if (idle && !S::kTeams) break;
+    if (!first && S::kSplit > 1) stream_sync<S>();  // both have taken the last queries
+    RawRows<S::kDim, S::kQueryRows> rows;
+    if (loads) rows.load(p.a.query, at);
 #pragma unroll 1
     for (; ahead > 0; --ahead) ring.issue();
     make_queries<S>(p, sequence, first_row, kv_head, team, rows, signs, staged, queries);
     // An encode that began earlier would take issue slots from the first segment's queries.
     if (!p.a.settled) let_next_kernel_start();
-    if (unit >= ring.end) break;
-    running.clear();
+    if (idle) break;
     const int end = uniform(min(segment.end, ring.end)), pages = uniform(sequence.pages);
 #pragma unroll 1
     for (; unit < end; ++unit) {
@@ -137,20 +149,20 @@ __global__ void __launch_bounds__(kWarps * 32, 1) few_rows_kernel(const __grid_c
         const int position = (sequence.page_begin + k) * kPageTokens;
         const int begin = max(sequence.first_end - position, 0),
                   stop = min(sequence.recent_start - position, kPageTokens);
-        attend_page<S>(p, tables, tile, position, begin, stop, queries, running);
-      } else if (k < pages + sequence.pieces) {
+        attend_page<S>(p, tables, tile, position, begin, stop, in_stream, queries, running);
+      } else if (k < pages + sequence.pieces && (S::kSplit == 1 || k % S::kSplit == in_stream)) {
         attend_piece<S>(p, sequence, k - pages, tile, queries, running);
       }
       ring.release(k >= pages);
     }
     if (segment.begin >= ring.begin && segment.end <= ring.end)
       finish_alone<S>(p, {sequence.first_token, sequence.tokens * p.group, sequence.length, sequence.start},
-                      first_row, kv_head, signs + S::kDim, staged, running);
-    else if (segment.end < ring.end) store_part<S>(p, running, in_stream * S::kRows, cta.first_part(stream));
+                      first_row, kv_head, in_stream, signs + S::kDim, staged, running);
+    else if (segment.end < ring.end) store_part<S>(p, running, in_tile, cta.first_part(stream, in_part));
     else keeps_part = true;
   }
-  if constexpr (S::kSharing > 1) __syncthreads();  // the ring is free only when all its warps have read it
-  if (keeps_part) store_part<S>(p, running, in_stream * S::kRows, cta.last_part(stream));
+  if constexpr (S::kSharing > 1 && S::kSplit == 1) __syncthreads();  // all its warps have read the ring
+  if (keeps_part) store_part<S>(p, running, in_tile, cta.last_part(stream, in_part));
   __syncthreads();
   merge<S>(cta);
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/cuda/attend/few_rows/finish.cuh"
+#include "kernels/cuda/attend/few_rows/mail.cuh"
 
 // Segments that several streams, or several CTAs, did parts of. Parts are added in the order of their units,
 // so the result does not depend on who comes last.
@@ -29,21 +30,28 @@ struct Cta {
   int kv_head, index;    // KV head; CTA of that head
   Ranges ctas, streams;  // of the head's units; of this CTA's
   int begin, end;        // this CTA's units
-  std::uint8_t* rings;   // a stream's last part lies where its ring was
+  std::uint8_t* rings;   // a stream's last part lies where its ring was,
+  float* parts;          // or here
   Record* records;       // [kStreams + 1]
   const float* signs;    // of the head's values
   float* staged;         // this warp's
 
   __device__ int stream_begin(int stream) const { return begin + streams.begin(stream); }
-  __device__ Part<S> last_part(int stream) const {
-    return {reinterpret_cast<float*>(rings + stream * p.stages * p.slot_bytes)};
+  // A stream has kSplit parts of what its warps did together.
+  __device__ Part<S> last_part(int stream, int which) const {
+    if constexpr (S::kSplit > 1) return {parts + (stream * S::kSplit + which) * S::kPartFloats};
+    else return {reinterpret_cast<float*>(rings + stream * p.stages * p.slot_bytes)};
   }
-  __device__ Part<S> first_part(int stream) const {
-    return {p.warp_parts + ((kv_head * p.ctas_per_head + index) * S::kStreams + stream) *
-                               static_cast<std::int64_t>(S::kPartFloats)};
+  __device__ Part<S> first_part(int stream, int which) const {
+    const int place = ((kv_head * p.ctas_per_head + index) * S::kStreams + stream) * S::kSplit + which;
+    return {p.warp_parts + place * static_cast<std::int64_t>(S::kPartFloats)};
   }
-  // Where a CTA keeps its part of a segment that it shares: one that an earlier CTA began, or one that goes
-  // on.
+  // What a CTA sends to the last one of a segment (mail.cuh).
+  __device__ Part<S> mail(int cta) const {
+    return {p.mail + (kv_head * p.ctas_per_head + cta) * S::kPartFloats};
+  }
+  // Wide: where a CTA keeps its part of a segment that it shares: one that an earlier CTA began, or one that
+  // goes on.
   __device__ Part<S> cta_part(int cta, bool goes_on) const {
     return {p.cta_parts + ((kv_head * p.ctas_per_head + cta) * 2 + (goes_on ? 1 : 0)) *
                               static_cast<std::int64_t>(S::kPartFloats)};
@@ -62,54 +70,40 @@ struct Cta {
   }
 };
 
-// The largest of a warp's numbers; none is NaN.
-__device__ __forceinline__ float warp_max(float x) {
-  const int bits = __float_as_int(x), ordered = bits ^ (bits >> 31 & 0x7fffffff);
-  const int most = __reduce_max_sync(~0u, ordered);
-  return __int_as_float(most ^ (most >> 31 & 0x7fffffff));
-}
-
-template <class S>
-struct Merged {
-  RowsInLanes<S::kDim, 1> values = {};
-  float maximum = kUnseen, sum = 0;
-};
-
 // Adds row `row` of parts 0 .. count - 1; part_at(k) says where part k is.
 template <class S, class PartAt>
 __device__ __forceinline__ Merged<S> merge_row(int row, int count, PartAt part_at) {
-  constexpr int kAhead = kEach<S::kDim> <= 4 ? 16 : 8,
+  constexpr int kN = kEach<S::kDim>, kAhead = S::kWide && kN <= 4 ? 16 : 8,
                 kGroup = 4;  // parts whose loads are in flight together
-  const int lane = static_cast<int>(threadIdx.x & 31);
   Merged<S> out;
 #pragma unroll 1
   for (int first = 0; first < count; first += kAhead) {
     const int here = min(kAhead, count - first);
-    const Part<S> mine = part_at(first + min(lane, here - 1));  // lane k: part first + k
-    const auto at = reinterpret_cast<std::uint64_t>(mine.values(row));
-    float x[kAhead][kEach<S::kDim>];
+    float x[kAhead][kN], factor[kAhead], sum[kAhead], most = out.maximum;
+#pragma unroll
+    for (int n = 0; n < kAhead; ++n) factor[n] = kUnseen;
 #pragma unroll
     for (int n = 0; n < kAhead; ++n) {
       if (n % kGroup == 0 && n >= here) break;
-      load_lane<S::kDim>(reinterpret_cast<const float*>(__shfl_sync(~0u, at, n)), x[n]);
+      const Part<S> part = part_at(first + min(n, here - 1));
+      const float2 end = *reinterpret_cast<const float2*>(&part.maximum(row));
+      factor[n] = end.x, sum[n] = end.y;
+      load_lane<S::kDim>(part.values(row), x[n]);
     }
-    const float maximum = mine.maximum(row);
-    float sum = mine.sum(row);
-    const float most = warp_max(fmaxf(maximum, out.maximum)), keep = exp2_approx(out.maximum - most);
-    const float factor = lane < here ? exp2_approx(maximum - most) : 0.0f;
 #pragma unroll
-    for (int i = 0; i < kEach<S::kDim>; ++i) out.values[0][i] *= keep;
+    for (int n = 0; n < kAhead; ++n) most = fmaxf(most, factor[n]);
+    const float keep = exp2_approx(out.maximum - most);
+    out.sum *= keep;
+#pragma unroll
+    for (int i = 0; i < kN; ++i) out.values[0][i] *= keep;
 #pragma unroll
     for (int n = 0; n < kAhead; ++n) {
       if (n % kGroup == 0 && n >= here) break;
-      const float f = __shfl_sync(~0u, factor, n);
+      const float f = n < here ? exp2_approx(factor[n] - most) : 0.0f;
+      out.sum = fmaf(f, sum[n], out.sum);
 #pragma unroll
-      for (int i = 0; i < kEach<S::kDim>; ++i) out.values[0][i] = fmaf(f, x[n][i], out.values[0][i]);
+      for (int i = 0; i < kN; ++i) out.values[0][i] = fmaf(f, x[n][i], out.values[0][i]);
     }
-    sum *= factor;
-#pragma unroll
-    for (int lanes = 1; lanes < kAhead; lanes *= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
-    out.sum = fmaf(out.sum, keep, __shfl_sync(~0u, sum, 0));
     out.maximum = most;
   }
   return out;
@@ -139,16 +133,47 @@ __device__ __forceinline__ void note_segment(const Cta<S>& cta, const Segment& s
         {sequence.first_token, rows, sequence.length, sequence.start}};
 }
 
-// Rows of a segment, kFinishRows from `row` on: the sums of their streams' parts are their outputs where this
-// CTA did all of it. Else they are this CTA's part, and whoever leaves the last part of the rows adds all of
-// them. `first`: the stream that has the segment's first units here.
+// Where part k of a segment in this CTA is; `first`: the stream that has the segment's first units here.
 template <class S>
+__device__ __forceinline__ Part<S> part_here(const Cta<S>& cta, const Record& segment, int first, int k) {
+  const int stream = k / S::kSplit, which = k % S::kSplit;
+  return segment.tail_first && stream == segment.streams - 1 ? cta.first_part(first + stream, which)
+                                                             : cta.last_part(first + stream, which);
+}
+
+// A row of a segment: the sum of the parts of this CTA's streams. The segment's last CTA adds those of the
+// others, which send them, and writes the output.
+template <Narrow S>
+__device__ __forceinline__ void merge_segment_rows(const Cta<S>& cta, const Record& segment, int first, bool,
+                                                   int row) {
+  const Params& p = cta.p;
+  const int others = segment.ctas - 1;
+  const bool ends_here = cta.index == segment.first_cta + others;
+  Own<S, 1> own;
+  if (ends_here) own.ask(p, segment.ending, segment.first_row + row, cta.kv_head);
+  Merged<S> sums = merge_row<S>(row, segment.streams * S::kSplit,
+                                [&](int k) { return part_here<S>(cta, segment, first, k); });
+  if (!ends_here) {
+    send_row<S>(cta.mail(cta.index), row, sums);
+    return;
+  }
+  const float own_score = own.score(p);  // while the others' sums are on their way
+  if (others > 0)
+    receive_row<S>(
+        row, others, [&](int k) { return cta.mail(segment.first_cta + k); }, sums);
+  finish_rows<S, 1>(p, segment.ending, own, own_score, segment.first_row + row, cta.kv_head, cta.signs,
+                    sums.values, cta.staged, sums.maximum, sums.sum);
+}
+
+// Four rows of a segment: the sums of their streams' parts are their outputs where this CTA did all of it.
+// Else they are this CTA's part, and whoever leaves the last part of the rows adds all of them.
+template <Wide S>
 __device__ __forceinline__ void merge_segment_rows(const Cta<S>& cta, const Record& segment, int first,
                                                    bool begins_here, int row) {
   constexpr int kRows = S::kFinishRows;
   const Params& p = cta.p;
   const int lane = static_cast<int>(threadIdx.x & 31);
-  const int rows = kRows == 1 ? 1 : min(kRows, segment.rows - row);  // that exist
+  const int rows = min(kRows, segment.rows - row);  // that exist
   int count = segment.streams;
   bool all = segment.ctas == 1, of_ctas = false;  // nothing else is to be added; parts are those of CTAs
   Own<S, kRows> own;
@@ -156,40 +181,34 @@ __device__ __forceinline__ void merge_segment_rows(const Cta<S>& cta, const Reco
   for (;;) {
     if (all) own.ask(p, segment.ending, segment.first_row + row, cta.kv_head);
     const Part<S> out = cta.cta_part(cta.index, begins_here);
-    RowsInLanes<S::kDim, kRows> x;
     float maximum = kUnseen, sum = 0;  // of row lane % kRows
 #pragma unroll 1
     for (int r = 0; r < rows; ++r) {
       Merged<S> merged = merge_row<S>(row + r, count, [&](int k) {
-        if (of_ctas) return cta.cta_part(segment.first_cta + k, k == 0);
-        return segment.tail_first && k == count - 1 ? cta.first_part(first + k) : cta.last_part(first + k);
+        return of_ctas ? cta.cta_part(segment.first_cta + k, k == 0) : part_here<S>(cta, segment, first, k);
       });
       if (lane % kRows == r) {
         maximum = merged.maximum;
         sum = merged.sum;
       }
-      if (!all) {
-        store_lane<S::kDim>(out.values(row + r), lane, merged.values[0]);
-        if (lane == 0) {
-          out.maximum(row + r) = merged.maximum;
-          out.sum(row + r) = merged.sum;
-        }
-      } else if constexpr (kRows > 1) {  // registers have no index
+      if (all) {  // registers have no index
         store_lane<S::kDim>(cta.staged + r * S::kStride, lane, merged.values[0]);
-      } else {
-#pragma unroll
-        for (int i = 0; i < kEach<S::kDim>; ++i) x[0][i] = merged.values[0][i];
+        continue;
+      }
+      store_lane<S::kDim>(out.values(row + r), lane, merged.values[0]);
+      if (lane == 0) {
+        out.maximum(row + r) = merged.maximum;
+        out.sum(row + r) = merged.sum;
       }
     }
     if (all) {
-      if constexpr (kRows > 1) {
-        __syncwarp();
+      RowsInLanes<S::kDim, kRows> x;
+      __syncwarp();
 #pragma unroll
-        for (int r = 0; r < kRows; ++r) load_lane<S::kDim>(cta.staged + r * S::kStride, x[r]);
-        __syncwarp();
-      }
-      finish_rows<S, kRows>(p, segment.ending, own, segment.first_row + row, cta.kv_head, cta.signs, x,
-                            cta.staged, maximum, sum);
+      for (int r = 0; r < kRows; ++r) load_lane<S::kDim>(cta.staged + r * S::kStride, x[r]);
+      __syncwarp();
+      finish_rows<S, kRows>(p, segment.ending, own, own.score(p), segment.first_row + row, cta.kv_head,
+                            cta.signs, x, cta.staged, maximum, sum);
       return;
     }
     count = segment.ctas;

@@ -17,13 +17,21 @@ struct Ending {
 // row r.
 template <class S, int kRows>
 struct Own {
-  std::int64_t token;  // of the call
-  int head;            // of the model
+  std::int64_t token;   // of the call
+  int head;             // of the model
+  std::int64_t out_at;  // of the output
   bool exists;
   int first, after;  // own tokens that the row sees
   int from, to;      // that any of the rows sees
   RawRows<S::kDim, kRows> queries;
   RawRows<S::kDim, 1> key, value;
+
+  // What lane r says of row r.
+  template <class T>
+  static __device__ __forceinline__ T of_row(T x, int r) {
+    if constexpr (kRows == 1) return x;
+    else return __shfl_sync(~0u, x, r);
+  }
 
   // Asks for queries and the first token; row: of the sequence, the first of kRows.
   __device__ __forceinline__ void ask(const Params& p, const Ending& ending, int row, int kv_head) {
@@ -31,6 +39,7 @@ struct Own {
               in_sequence = divide(mine, p.group_inverse);
     token = static_cast<std::int64_t>(ending.first_token) + in_sequence;
     head = kv_head * p.group + mine - in_sequence * p.group;
+    out_at = row_at(p.a.out, token, head);
     exists = mine < ending.rows;
     first = max(ending.start - ending.length, 0);
     if (p.a.window > 0) first = max(first, in_sequence - p.a.window + 1);
@@ -40,7 +49,7 @@ struct Own {
     const std::int64_t at = after > 0 ? row_at(p.a.query, token, head) : -1;
     std::int64_t all[kRows];
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) all[r] = kRows == 1 ? at : __shfl_sync(~0u, at, r);
+    for (int r = 0; r < kRows; ++r) all[r] = of_row(at, r);
     queries.load(p.a.query, all);
     load(p, ending, from, kv_head);
   }
@@ -84,8 +93,8 @@ struct Own {
       maximum = next;
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
-        const float row_keep = __shfl_sync(~0u, keep, r), row_weight = __shfl_sync(~0u, weight, r);
-        const bool row_sees = __shfl_sync(~0u, seen ? 1 : 0, r) != 0;
+        const float row_keep = of_row(keep, r), row_weight = of_row(weight, r);
+        const bool row_sees = of_row(seen ? 1 : 0, r) != 0;
 #pragma unroll
         for (int i = 0; i < kEach<S::kDim>; ++i) {
           const float v = value.get(p.a.values.dtype == DType::kF16, 0, i);

@@ -11,10 +11,8 @@ inline constexpr int kWarps = 8;     // of a CTA; a multiprocessor holds one
 inline constexpr int kTileRows = 4;  // an MMA's 8 columns: 4 rows x {high byte, low byte}
 inline constexpr int kMostTileRows = 32;
 inline constexpr int kMaxSequences = 4096;  // of a call
-inline constexpr int kSlotsAWarp =
-    2;  // of a ring: more begin a call with a flood of copies that delays all else
-inline constexpr int kMaxStages = 8;     // slots of a stream
-inline constexpr int kExactTokens = 16;  // of the fringe, in one MMA
+inline constexpr int kMaxStages = 8;        // slots of a stream's ring
+inline constexpr int kExactTokens = 16;     // of the fringe, in one MMA
 
 struct Params {
   AttendArgs a;
@@ -23,6 +21,9 @@ struct Params {
   int most_rows = 0;      // sequences with more rows are left to another kernel
   int ctas_per_head = 1;  // the grid is [kv_heads][ctas_per_head]
   double cta_inverse = 1;
+  int short_ctas = 1;  // that share the units where these are at most short_units: the others end at once
+  double short_inverse = 1;
+  int short_units = 0;
   int stages = 1;         // slots of a stream's ring
   int slot_bytes = 0;     // of the ring: a page, or 16 fringe tokens
   int fringe_pieces = 0;  // of 16 slots each; the last may be shorter
@@ -33,10 +34,13 @@ struct Params {
   float out_unit = 0;    // 1 / sqrt(d)
   float own_unit = 0;    // of q.k as the call gives them: scale log2(e), or scale / softcap
   // Workspace. A part is what was summed of one row tile (finish.cuh).
-  // [grid, rows of a tile], zero between calls: CTAs that have left their part of a row that they share with
-  // later ones, at the first of them.
+  // Up to 8 rows: [grid] parts that CTAs send to later ones (mail.cuh), zero between calls.
+  float* mail = nullptr;
+  // More rows: [grid, rows of a tile], zero between calls: CTAs that have left their part of a row that they
+  // share with later ones, at the first of them.
   int* arrivals = nullptr;
-  float* cta_parts = nullptr;   // [grid, 2]: of a tile that an earlier CTA began, of one that goes on
+  float* cta_parts =
+      nullptr;  // more rows: [grid, 2], of a tile that an earlier CTA began, of one that goes on
   float* warp_parts = nullptr;  // [grid, kWarps]: of a warp's first tile where it did not end there
 };
 

@@ -35,6 +35,24 @@ struct Queries<S> {
   float unit[S::kTiles];              // what an integer score stands for
   int lowest[S::kTiles];              // first position it sees; INT_MAX: there is no such row
   int lowest_of_all, highest_of_all;  // over the warp's rows
+
+  // What the rows from first_row of the sequence on see.
+  __device__ __forceinline__ void see(const Params& p, const Sequence& sequence, int first_row) {
+    lowest_of_all = INT_MAX;
+    highest_of_all = 0;
+#pragma unroll
+    for (int tile = 0; tile < S::kTiles; ++tile) {
+      const int row = first_row + tile * kTileRows + static_cast<int>(threadIdx.x & 3),
+                token = divide(row, p.group_inverse);
+      const int first =
+          p.a.window > 0 ? max(sequence.start, sequence.length + token - p.a.window + 1) : sequence.start;
+      lowest[tile] = row < sequence.tokens * p.group ? first : INT_MAX;
+      lowest_of_all = min(lowest_of_all, lowest[tile]);
+      highest_of_all = max(highest_of_all, first);
+    }
+    lowest_of_all = __reduce_min_sync(~0u, lowest_of_all);
+    highest_of_all = __reduce_max_sync(~0u, highest_of_all);
+  }
 };
 
 // Four 16-bit integers, each with 128 added so that its high byte is rounded: the bytes this lane's column
@@ -43,20 +61,18 @@ __device__ __forceinline__ std::uint32_t query_bytes(uint2 shifted, bool low) {
   return low ? prmt(shifted.x, shifted.y, 0x6420) ^ 0x80808080u : prmt(shifted.x, shifted.y, 0x7531);
 }
 
-// A tile's rows. The first tile's are asked for before the pages: behind them they would wait for all of
-// their bytes.
+// Where the rows of a tile that a warp rotates begin. The first tile's are asked for before the pages: behind
+// them they would wait for all of their bytes.
 template <class S>
-__device__ __forceinline__ void load_tile(const Params& p, const Sequence& sequence, int first_row,
-                                          int kv_head, RawRows<S::kDim, kTileRows>& out) {
-  std::int64_t at[kTileRows];
+__device__ __forceinline__ void find_rows(const Params& p, const Sequence& sequence, int first_row,
+                                          int kv_head, std::int64_t (&at)[S::kQueryRows]) {
 #pragma unroll
-  for (int r = 0; r < kTileRows; ++r) {
+  for (int r = 0; r < S::kQueryRows; ++r) {
     const int row = first_row + r, token = divide(row, p.group_inverse);
     at[r] = row < sequence.tokens * p.group
                 ? row_at(p.a.query, sequence.first_token + token, kv_head * p.group + row - token * p.group)
                 : -1;
   }
-  out.load(p.a.query, at);
 }
 
 // Brings a tile's rows and the sequence's first own token into the L2, where the previous kernel may still
@@ -91,44 +107,44 @@ struct RoundedRows {
   __device__ float& largest(int r) const { return *reinterpret_cast<float*>(row(r) + S::kDim); }
 };
 
-// Rotates and rounds a tile's rows. signs: of the head, in shared memory.
+// Rotates and rounds rows of a tile, from first_row on. signs: of the head, in shared memory.
 template <Narrow S>
-__device__ __forceinline__ void round_tile(const Params& p, const RawRows<S::kDim, kTileRows>& raw,
-                                           const float* signs, float* staged) {
+__device__ __forceinline__ void round_rows(const Params& p, const RawRows<S::kDim, S::kQueryRows>& raw,
+                                           int first_row, const float* signs, float* scratch, float* staged) {
+  constexpr int kRows = S::kQueryRows;
   const int lane = static_cast<int>(threadIdx.x & 31);
   float signs_here[kEach<S::kDim>];
   load_signs<S::kDim>(signs, signs_here);
-  RowsInLanes<S::kDim, kTileRows> x;
+  RowsInLanes<S::kDim, kRows> x;
 #pragma unroll
-  for (int r = 0; r < kTileRows; ++r)
+  for (int r = 0; r < kRows; ++r)
 #pragma unroll
     for (int i = 0; i < kEach<S::kDim>; ++i)
       x[r][i] = raw.get(p.a.query.dtype == DType::kF16, r, i) * signs_here[i];
-  hadamard<S::kDim, kTileRows, false>(x, p.a.basis.base_matrix, staged, S::kStride);
+  hadamard<S::kDim, kRows, false>(x, p.a.basis.base_matrix, scratch, S::kStride);
   const RoundedRows<S> out{reinterpret_cast<std::int16_t*>(staged)};
 #pragma unroll
-  for (int r = 0; r < kTileRows; ++r) {
+  for (int r = 0; r < kRows; ++r) {
     std::uint32_t bits = 0;  // as bits, so that a NaN is the largest
 #pragma unroll
     for (int i = 0; i < kEach<S::kDim>; ++i)
       if (has<S::kDim>(i)) bits = max(bits, __float_as_uint(x[r][i]) & 0x7fffffffu);
     const float largest = __uint_as_float(__reduce_max_sync(~0u, bits));
-    if (lane == 0) out.largest(r) = largest;
-    const float to_integer = __fdiv_rn(32639.0f, fmaxf(largest, 1e-30f));
+    if (lane == 0) out.largest(first_row + r) = largest;
+    const float to_integer = __fdividef(32639.0f, fmaxf(largest, 1e-30f));
 #pragma unroll
     for (int i = 0; i < kEach<S::kDim>; ++i) {
       if (!has<S::kDim>(i)) continue;
       const int integer = __float2int_rn(x[r][i] * to_integer);
-      out.row(r)[lane + 32 * i] = static_cast<std::int16_t>(128 + integer);
-      out.minus_row(r)[lane + 32 * i] = static_cast<std::int16_t>(128 - integer);
+      out.row(first_row + r)[lane + 32 * i] = static_cast<std::int16_t>(128 + integer);
+      out.minus_row(first_row + r)[lane + 32 * i] = static_cast<std::int16_t>(128 - integer);
     }
   }
 }
 
-// Takes a rounded tile as operands; row: of the sequence, the tile's first.
+// Takes a rounded tile as operands.
 template <Narrow S>
-__device__ __forceinline__ void take_tile(const Params& p, const Sequence& sequence, int tile, int first_row,
-                                          const float* staged, Queries<S>& out) {
+__device__ __forceinline__ void take_tile(const Params& p, int tile, const float* staged, Queries<S>& out) {
   const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
   const RoundedRows<S> rows{reinterpret_cast<std::int16_t*>(const_cast<float*>(staged))};
   const std::int16_t *mine = rows.row(g >> 1) + 4 * q, *minus = rows.minus_row(g >> 1) + 4 * q;
@@ -138,37 +154,36 @@ __device__ __forceinline__ void take_tile(const Params& p, const Sequence& seque
     out.words[tile][w] = query_bytes(*reinterpret_cast<const uint2*>(mine + 16 * w), low);
     out.negated[tile][w] = query_bytes(*reinterpret_cast<const uint2*>(minus + 16 * w), low);
   }
-  const int row = first_row + tile * kTileRows + q, token = divide(row, p.group_inverse);
-  const int lowest =
-      p.a.window > 0 ? max(sequence.start, sequence.length + token - p.a.window + 1) : sequence.start;
   out.unit[tile] = rows.largest(q) * (p.query_unit / 32639.0f);
-  out.lowest[tile] = row < sequence.tokens * p.group ? lowest : INT_MAX;
-  out.lowest_of_all = min(out.lowest_of_all, out.lowest[tile]);
-  out.highest_of_all = max(out.highest_of_all, lowest);
 }
 
 // Makes a warp's queries, by tiles through its staged rows; first_row: of the sequence. raw: the first tile.
-// A team's first member does it for all.
+// A team's first kSplit members do it for all.
 template <Narrow S>
 __device__ __forceinline__ void make_queries(const Params& p, const Sequence& sequence, int first_row,
-                                             int kv_head, const Team& team, RawRows<S::kDim, kTileRows>& raw,
-                                             const float* signs, float* staged, Queries<S>& out) {
+                                             int kv_head, const Team& team,
+                                             RawRows<S::kDim, S::kQueryRows>& raw, const float* signs,
+                                             float* staged, Queries<S>& out) {
   const int warp = static_cast<int>(threadIdx.x >> 5);
-  out.lowest_of_all = INT_MAX;
-  out.highest_of_all = 0;
 #pragma unroll
   for (int tile = 0; tile < S::kTiles; ++tile) {
     if (tile > 0) {
       __syncwarp();
-      load_tile<S>(p, sequence, first_row + tile * kTileRows, kv_head, raw);
+      std::int64_t at[S::kQueryRows];
+      find_rows<S>(p, sequence, first_row + tile * kTileRows, kv_head, at);
+      raw.load(p.a.query, at);
     }
-    if (team.member == 0) round_tile<S>(p, raw, signs, staged);
-    team.sync();
-    take_tile<S>(p, sequence, tile, first_row, staged + (team.slot - warp) * kTileRows * S::kStride, out);
+    float* at = staged + (team.slot - warp) * kTileRows * S::kStride;
+    if (team.member < S::kSplit) {
+      const int first = team.member * S::kQueryRows;
+      // Two warps that rotate at once do it where the second one's rows are staged.
+      float* scratch = S::kSplit == 1 ? staged : at + (kTileRows + first) * S::kStride;
+      round_rows<S>(p, raw, first, signs, scratch, at);
+    }
+    team.sync<S>();
+    take_tile<S>(p, tile, at, out);
   }
   __syncwarp();
-  out.lowest_of_all = __reduce_min_sync(~0u, out.lowest_of_all);
-  out.highest_of_all = __reduce_max_sync(~0u, out.highest_of_all);
 }
 
 }  // namespace turboquant::kernels::cuda::few_rows

@@ -25,11 +25,13 @@ struct Ring {
   std::uint32_t full, empty;      // [stages] barriers: has arrived; has been read by all sharing warps
   bool issues;                    // this warp fills the ring
   int issued = 0, next_slot = 0;  // of the warp that fills it
+  int used = 0;                   // units that this warp has read
   int slot = 0;                   // to be read next
-  std::uint32_t parity = 0, empty_parity = 0;
-  int from = 0;   // lane i: what unit begin + (issued rounded down to 32) + i is: a page of the pool, or
-                  // ~(sequence * pieces + piece) of the fringe
-  int bytes = 0;  // 0: nothing to copy
+  std::uint32_t parity = 0;
+  // Lane i, of unit begin + (issued rounded down to 32) + i: where it is copied from, and how much. 0:
+  // nothing.
+  const std::uint8_t* from = nullptr;
+  int bytes = 0;
 
   __device__ int lane() const {
     return static_cast<int>(threadIdx.x & 31);
@@ -51,42 +53,39 @@ struct Ring {
     Sequence sequence;
     const Segment segment = segment_of<S>(p, sums, unit, sequence);
     const int in_segment = unit - segment.begin, piece = in_segment - sequence.pages;
+    const std::int64_t heads = p.a.pages.kv_heads;
     if (piece < 0) {
-      from = __ldg(p.a.sequences.page_table + static_cast<std::int64_t>(segment.i) * p.a.sequences.max_pages +
-                   sequence.page_begin + in_segment);
+      const std::int64_t page =
+          __ldg(p.a.sequences.page_table + static_cast<std::int64_t>(segment.i) * p.a.sequences.max_pages +
+                sequence.page_begin + in_segment);
+      from = p.a.pages.data + (page * heads + kv_head) * p.page_bytes;
       bytes = p.page_bytes;
     } else if (piece < sequence.pieces) {
-      from = ~(segment.i * p.fringe_pieces + piece);
-      bytes = min(kExactTokens, p.a.fringe.first + p.a.fringe.recent - piece * kExactTokens) * 4 * S::kDim;
+      const int slots = p.a.fringe.first + p.a.fringe.recent, slot = piece * kExactTokens;
+      from = reinterpret_cast<const std::uint8_t*>(p.a.fringe.data) +
+             ((segment.i * heads + kv_head) * slots + slot) * 4 * S::kDim;
+      bytes = min(kExactTokens, slots - slot) * 4 * S::kDim;
     }
-  }
-  // Where a unit is copied from.
-  __device__ const std::uint8_t* source(int what) const {
-    const std::int64_t heads = p.a.pages.kv_heads;
-    if (what >= 0) return p.a.pages.data + (what * heads + kv_head) * p.page_bytes;
-    const int i = ~what / p.fringe_pieces, piece = ~what - i * p.fringe_pieces;
-    const int slots = p.a.fringe.first + p.a.fringe.recent;
-    return reinterpret_cast<const std::uint8_t*>(p.a.fringe.data) +
-           ((i * heads + kv_head) * slots + piece * kExactTokens) * 4 * S::kDim;
   }
 
   // Starts the copy of the next unit, if there is one, into the slot after the last one filled.
   __device__ void issue() {
     if (!issues || begin + issued >= end) return;
     if (issued % 32 == 0 && issued > 0) look_up();
-    const int what = __shfl_sync(~0u, from, issued % 32), size = __shfl_sync(~0u, bytes, issued % 32);
+    const auto source = reinterpret_cast<const std::uint8_t*>(
+        __shfl_sync(~0u, reinterpret_cast<std::uint64_t>(from), issued % 32));
+    const int size = __shfl_sync(~0u, bytes, issued % 32);
     const std::uint32_t to = shared_address(slots + next_slot * p.slot_bytes);
     const std::uint32_t barrier = full + static_cast<std::uint32_t>(next_slot) * 8;
 #if __CUDA_ARCH__ >= 900
     if (lane() == 0) {
-      if (size > 0)
-        bulk_copy(to, source(what), static_cast<std::uint32_t>(size), barrier, evict_first_policy());
+      if (size > 0) bulk_copy(to, source, static_cast<std::uint32_t>(size), barrier, evict_first_policy());
       else barrier_arrive(barrier);
     }
 #else
 #pragma unroll 4
     for (int at = lane() * 16; at < size; at += 512)
-      async_copy16(to + static_cast<std::uint32_t>(at), source(what) + at);
+      async_copy16(to + static_cast<std::uint32_t>(at), source + at);
     async_copy_arrive(barrier);
 #endif
     ++issued;
@@ -99,16 +98,18 @@ struct Ring {
     return slots + slot * p.slot_bytes;
   }
 
-  // The slot has been read: fill it again. `written`: by the warp, too.
+  // The slot has been read: fill it again, if there is more. `written`: by the warp, too.
   __device__ void release(bool written) {
-    if (written) shared_proxy_fence();
-    __syncwarp();
-    if constexpr (S::kSharing > 1) {
-      const std::uint32_t barrier = empty + static_cast<std::uint32_t>(slot) * 8;
-      if (lane() == 0) barrier_arrive(barrier);
-      if (issues) barrier_wait(barrier, parity);
+    if (begin + p.stages + used++ < end) {
+      if (written) shared_proxy_fence();
+      __syncwarp();
+      if constexpr (S::kSharing > 1) {
+        const std::uint32_t barrier = empty + static_cast<std::uint32_t>(slot) * 8;
+        if (lane() == 0) barrier_arrive(barrier);
+        if (issues) barrier_wait(barrier, parity);
+      }
+      issue();
     }
-    issue();
     if (++slot == p.stages) {
       slot = 0;
       parity ^= 1;

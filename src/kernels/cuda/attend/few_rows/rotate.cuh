@@ -32,7 +32,7 @@ __device__ void hadamard(RowsInLanes<kDim, kRows>& x, const float* __restrict__ 
                          int stride) {
   constexpr int kBase = hadamard_base(kDim), kPower = kDim / kBase, kN = kEach<kDim>;
   const int lane = static_cast<int>(threadIdx.x & 31);
-  constexpr int kUnroll = kRows == 1 ? 5 : 1;  // code is as dear as time: see schedule.cuh
+  constexpr int kUnroll = kRows <= 2 ? 5 : 1;  // code is as dear as time: see schedule.cuh
 #pragma unroll kUnroll
   for (int h = 1; h < (kPower < 32 ? kPower : 32); h *= 2) {
     const float sign = (lane & h) != 0 ? -1.0f : 1.0f;

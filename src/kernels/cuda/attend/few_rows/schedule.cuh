@@ -109,13 +109,29 @@ __device__ __forceinline__ Segment segment_of(const Params& p, const int* sums, 
   return {low, tile, begin, begin + units};
 }
 
+// All warps of a stream. The barriers' numbers are constants so that tools can follow them.
+template <class S>
+__device__ __forceinline__ void stream_sync() {
+  if constexpr (S::kSharing == 1) {
+    __syncwarp();
+  } else {
+    const int stream = static_cast<int>(threadIdx.x >> 5) / S::kSharing;
+    if (stream == 0) asm volatile("bar.sync 1, %0;" ::"n"(32 * S::kSharing) : "memory");
+    else if (stream == 1) asm volatile("bar.sync 2, %0;" ::"n"(32 * S::kSharing) : "memory");
+    else if (stream == 2) asm volatile("bar.sync 3, %0;" ::"n"(32 * S::kSharing) : "memory");
+    else asm volatile("bar.sync 4, %0;" ::"n"(32 * S::kSharing) : "memory");
+  }
+}
+
 // Warps that make the same queries. In a CTA whose warps are all in teams, or idle, they meet at one barrier.
 struct Team {
   int slot;             // the warp in whose shared memory they are
   int member, members;  // this warp's number
   bool all;             // every warp of the CTA is in a team
+  template <class S>
   __device__ void sync() const {
     if (all) __syncthreads();
+    else if constexpr (S::kSplit > 1) stream_sync<S>();
     else __syncwarp();
   }
 };

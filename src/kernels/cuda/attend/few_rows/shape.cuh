@@ -16,28 +16,34 @@ template <class S>
 concept Wide = S::kWide;  // 16 or 32: wide/shape.cuh
 
 // kTiles: column tiles of 4 rows a warp computes, 1 or 2. kBits_: the width of all codes, 0 where the format
-// says it.
-template <int kHeadDim, int kTiles_, int kBits_>
+// says it. kSplit_: 2 where two warps take a page together, 32 of its tokens each. Few sequences are then cut
+// more finely. And rings are half as large, so that a CTA of the next launch fits beside one of which half of
+// the warps have ended: that CTA need not wait for those that merge.
+template <int kHeadDim, int kTiles_, int kBits_, int kSplit_ = 1>
 struct Shape {
   static constexpr bool kWide = false;
   static constexpr int kDim = kHeadDim;
-  static constexpr int kTiles = kTiles_, kBits = kBits_;
+  static constexpr int kTiles = kTiles_, kBits = kBits_, kSplit = kSplit_;
   static constexpr bool kTeams = kTiles == 1;  // warps that begin in one segment make its queries together
-  static constexpr int kSharing = 1, kStreams = kWarps;  // a warp reads a stream of pages
+  static constexpr int kSharing = kSplit, kStreams = kWarps / kSharing;  // warps that read a stream of pages
+  static constexpr int kSlots = 2;                                       // of a stream's ring, at most
+  static constexpr int kRegisterWarps = kSplit > 1 ? kWarps * 3 / 2 : kWarps;  // that an SM has registers for
   static constexpr int kStep =
-      kTiles == 1 || kDim <= 128 ? 64 : 32;         // tokens whose scores are in registers at once
-  static constexpr int kScores = kStep / 8;         // of a row that a lane has in a step
-  static constexpr int kRows = kTiles * kTileRows;  // of a warp
-  static constexpr int kTileTotal = kRows;          // of a row tile
-  static constexpr int kFinishRows = 1;             // that a warp merges and finishes at a time
-  static constexpr int kQueryWords = kDim / 16;     // registers of a query's B operand: 16 coordinates each
-  static constexpr int kSums = kDim / 8;            // coordinates of a row a lane sums: 2 of each 16
+      kSplit == 1 && (kTiles == 1 || kDim <= 128) ? 64 : 32;  // tokens whose scores are in registers at once
+  static constexpr int kScores = kStep / 8;                   // of a row that a lane has in a step
+  static constexpr int kRows = kTiles * kTileRows;            // of a warp
+  static constexpr int kTileTotal = kRows;                    // of a row tile
+  static constexpr int kFinishRows = 1;                       // that a warp merges and finishes at a time
+  static constexpr int kQueryRows = kTileRows / kSplit;       // that a warp rotates at a time
+  static constexpr int kQueryWords = kDim / 16;  // registers of a query's B operand: 16 coordinates each
+  static constexpr int kSums = kDim / 8;         // coordinates of a row a lane sums: 2 of each 16
   static constexpr int kStride = (kDim + 31) / 32 * 32 + 16;  // of staged rows, in floats
   static constexpr int kQueryBytes = 0;                       // they are in registers
   // A part: what was summed of a row tile, [rows][kPartStride]: values (kRowFloats), maximum, sum of weights.
   static constexpr int kPartStride = (kDim + 31) / 32 * 32 + 8;
   static constexpr int kPartFloats = kTileTotal * kPartStride;
   static_assert(kDim % 16 == 0 && kTileTotal <= kMostTileRows);
+  static_assert(kSplit == 1 || (kSplit == 2 && kTiles == 1));
 };
 
 // The magnitudes of 4-bit codes, or all values of 2- and 3-bit ones, as the bytes that PRMT chooses from.
@@ -88,11 +94,13 @@ inline constexpr int kRecordBytes = 40;  // merge.cuh
 // records, sums of units.
 template <class S>
 struct SharedLayout {
+  // Warps' last parts, where they are not in the rings.
+  static constexpr int kPartsFloats = S::kSplit > 1 ? kWarps* S::kPartFloats : 0;
   static constexpr int staged_bytes() { return kWarps * kTileRows * S::kStride * 4; }
   static constexpr int barrier_bytes() { return kWarps * kMaxStages * 2 * 8; }
   static constexpr int fixed_bytes(int sequences) {
-    return kWarps * S::kQueryBytes + staged_bytes() + barrier_bytes() + (2 * S::kDim + sequences + 1) * 4 +
-           (S::kStreams + 1) * kRecordBytes;
+    return kWarps * S::kQueryBytes + staged_bytes() + kPartsFloats * 4 + barrier_bytes() +
+           (2 * S::kDim + sequences + 1) * 4 + (S::kStreams + 1) * kRecordBytes;
   }
   static constexpr int ring_bytes(int stages, int slot_bytes) { return S::kStreams * stages * slot_bytes; }
 };

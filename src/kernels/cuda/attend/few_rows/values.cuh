@@ -93,15 +93,18 @@ __device__ __forceinline__ void add_values(const Params& p, const Tables& tables
   });
 }
 
-// A page. Its slots [begin, end) are its own (the fringe holds the others); `position` is slot 0's.
+// A page, or the part of its tokens that is this one's of the kSplit warps that share it. Its slots [begin,
+// end) are its own (the fringe holds the others); `position` is slot 0's.
 template <Narrow S>
 __device__ __forceinline__ void attend_page(const Params& p, const Tables& tables, const std::uint8_t* page,
-                                            int position, int begin, int end, const Queries<S>& queries,
-                                            Running<S>& running) {
+                                            int position, int begin, int end, int in_stream,
+                                            const Queries<S>& queries, Running<S>& running) {
+  constexpr int kTokens = kPageTokens / S::kSplit;
+  const int first = S::kSplit == 1 ? 0 : in_stream * kTokens;
   float about_centre[S::kTiles];
   centre_scores<S>(p, page, queries, about_centre);
 #pragma unroll 1
-  for (int token = 0; token < kPageTokens; token += S::kStep) {
+  for (int token = first; token < first + kTokens; token += S::kStep) {
     float scores[S::kTiles][S::kScores];
     Weights<S> weights;
     step_scores<S>(p, tables, page, token, queries, about_centre, scores);

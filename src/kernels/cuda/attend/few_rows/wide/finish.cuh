@@ -48,7 +48,7 @@ __device__ __forceinline__ void store_part(const Params& p, const Running<S>& ru
 // Tile by tile of 4 rows. Registers have no index: a tile's half of a block is chosen value by value.
 template <Wide S>
 __device__ __forceinline__ void finish_alone(const Params& p, const Ending& ending, int first_row,
-                                             int kv_head, const float* signs, float* staged,
+                                             int kv_head, int, const float* signs, float* staged,
                                              const Running<S>& running) {
   const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2;
   const float unit = wide_values_unit(p);
@@ -81,8 +81,8 @@ __device__ __forceinline__ void finish_alone(const Params& p, const Ending& endi
 #pragma unroll
     for (int r = 0; r < kTileRows; ++r) load_lane<S::kDim>(staged + r * S::kStride, x[r]);
     __syncwarp();
-    finish_rows<S, kTileRows>(p, ending, own, row, kv_head, signs, x, staged, sum == 0 ? kUnseen : reference,
-                              sum);
+    finish_rows<S, kTileRows>(p, ending, own, own.score(p), row, kv_head, signs, x, staged,
+                              sum == 0 ? kUnseen : reference, sum);
   }
 }
 

@@ -17,6 +17,26 @@ struct Queries<S> {
   int lowest[S::kBlocks][2];          // first position it sees; INT_MAX: there is no such row
   int lowest_of_all, highest_of_all;  // over the warp's rows
 
+  // What the rows from first_row of the sequence on see.
+  __device__ __forceinline__ void see(const Params& p, const Sequence& sequence, int first_row) {
+    lowest_of_all = INT_MAX;
+    highest_of_all = 0;
+#pragma unroll
+    for (int b = 0; b < S::kBlocks; ++b)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = first_row + 16 * b + 8 * half + (static_cast<int>(threadIdx.x & 31) >> 2),
+                  token = divide(row, p.group_inverse);
+        const int first =
+            p.a.window > 0 ? max(sequence.start, sequence.length + token - p.a.window + 1) : sequence.start;
+        lowest[b][half] = row < sequence.tokens * p.group ? first : INT_MAX;
+        lowest_of_all = min(lowest_of_all, lowest[b][half]);
+        highest_of_all = max(highest_of_all, first);
+      }
+    lowest_of_all = __reduce_min_sync(~0u, lowest_of_all);
+    highest_of_all = __reduce_max_sync(~0u, highest_of_all);
+  }
+
   __device__ __forceinline__ uint4* at(int step, int block) const {
     return shared + (step * S::kBlocks + block) * 32 + (threadIdx.x & 31);
   }
@@ -44,14 +64,17 @@ __device__ __forceinline__ void make_queries(const Params& p, const Sequence& se
                                              float* staged, Queries<S>& out) {
   constexpr int kGroups = S::kDim / 4;  // of 4 coordinates
   const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2;
-  const int rows = sequence.tokens * p.group;
   float signs_here[kEach<S::kDim>];
   load_signs<S::kDim>(signs, signs_here);
   int* exponents = reinterpret_cast<int*>(out.shared + S::kQueryOperands);  // [tiles], of their units
 #pragma unroll 1
   for (int tile = team.member; tile < S::kQueryTiles; tile += team.members) {
     RowsInLanes<S::kDim, kTileRows> x;
-    if (tile > team.member) load_tile<S>(p, sequence, first_row + tile * kTileRows, kv_head, rows_of_tile);
+    if (tile > team.member) {
+      std::int64_t at[kTileRows];
+      find_rows<S>(p, sequence, first_row + tile * kTileRows, kv_head, at);
+      rows_of_tile.load(p.a.query, at);
+    }
     std::uint32_t bits = 0;
 #pragma unroll
     for (int r = 0; r < kTileRows; ++r)
@@ -88,7 +111,7 @@ __device__ __forceinline__ void make_queries(const Params& p, const Sequence& se
     }
     __syncwarp();
   }
-  team.sync();
+  team.sync<S>();
   const int mine = exponents[lane % S::kQueryTiles], common = __reduce_max_sync(~0u, mine);
   out.unit = __uint_as_float(static_cast<std::uint32_t>(common) << 23) * p.query_unit;
 #pragma unroll
@@ -106,26 +129,11 @@ __device__ __forceinline__ void make_queries(const Params& p, const Sequence& se
       x = {times(x.x, factors[0]), times(x.y, factors[1]), times(x.z, factors[0]), times(x.w, factors[1])};
     }
   }
-  team.sync();
+  team.sync<S>();
   if constexpr (S::kQueriesInRegisters) {
 #pragma unroll
     for (int s = 0; s < S::kSteps; ++s) out.operands[s] = out.read(s, 0);
   }
-  out.lowest_of_all = INT_MAX;
-  out.highest_of_all = 0;
-#pragma unroll
-  for (int b = 0; b < S::kBlocks; ++b)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = first_row + 16 * b + 8 * half + g, token = divide(row, p.group_inverse);
-      const int lowest =
-          p.a.window > 0 ? max(sequence.start, sequence.length + token - p.a.window + 1) : sequence.start;
-      out.lowest[b][half] = row < rows ? lowest : INT_MAX;
-      out.lowest_of_all = min(out.lowest_of_all, out.lowest[b][half]);
-      out.highest_of_all = max(out.highest_of_all, lowest);
-    }
-  out.lowest_of_all = __reduce_min_sync(~0u, out.lowest_of_all);
-  out.highest_of_all = __reduce_max_sync(~0u, out.highest_of_all);
 }
 
 }  // namespace turboquant::kernels::cuda::few_rows

@@ -17,10 +17,12 @@ struct WideShape {
   static constexpr int kBits = 0;
   static constexpr bool kTeams = true;
   static constexpr int kDim = kHeadDim, kRows = kRows_, kSharing = kSharing_;
-  static constexpr int kStreams = kWarps / kSharing;
-  static constexpr int kTileTotal = kRows * kSharing;         // rows of a row tile
-  static constexpr int kBlocks = kRows / 16;                  // MMAs' rows
-  static constexpr int kSteps = kDim / 16;                    // of a score product
+  static constexpr int kSplit = 1, kStreams = kWarps / kSharing;
+  static constexpr int kSlots = 2 * kSharing, kRegisterWarps = kWarps;  // as in Shape
+  static constexpr int kTileTotal = kRows * kSharing;                   // rows of a row tile
+  static constexpr int kBlocks = kRows / 16;                            // MMAs' rows
+  static constexpr int kQueryRows = kTileRows;                          // that a warp rotates at a time
+  static constexpr int kSteps = kDim / 16;                              // of a score product
   static constexpr int kFinishRows = kTileRows;               // that a warp merges and finishes at a time
   static constexpr int kStride = (kDim + 31) / 32 * 32 + 16;  // of staged rows, in floats
   static constexpr bool kQueriesInRegisters = kBlocks == 1 && kDim <= 128;

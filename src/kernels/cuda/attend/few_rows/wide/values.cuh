@@ -41,7 +41,7 @@ __device__ __forceinline__ void add_wide_values(const Params& p, const WideTable
 // A page. Its slots [begin, end) are its own (the fringe holds the others); `position` is slot 0's.
 template <Wide S>
 __device__ __forceinline__ void attend_page(const Params& p, const WideTables& tables,
-                                            const std::uint8_t* page, int position, int begin, int end,
+                                            const std::uint8_t* page, int position, int begin, int end, int,
                                             const Queries<S>& queries, Running<S>& running) {
   float about_centre[S::kBlocks][2];
   wide_centre_scores<S>(p, page, queries, about_centre);
