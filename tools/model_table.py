@@ -52,12 +52,17 @@ def _short(row: dict) -> list[str]:
     for unit in ("ms", "us"):
         if times := row.get(unit):
             theirs, ours = times[row["baseline"]]["median"], times["turboquant"]["median"]
-            return [row["name"], f"{theirs:.1f} {unit}", f"{ours:.1f} {unit}", f"{theirs / ours:.2f} x as fast"]
+            return [_name(row), f"{theirs:.1f} {unit}", f"{ours:.1f} {unit}", f"{theirs / ours:.2f} x as fast"]
     if longest := row.get("longest"):
         theirs, ours = longest["flash"], longest["turboquant"]
-        return [row["name"], f"{theirs:,} tokens", f"{ours:,} tokens", f"{ours / theirs:.2f} x as long"]
+        return [_name(row), f"{theirs:,} tokens", f"{ours:,} tokens", f"{ours / theirs:.2f} x as long"]
     theirs, ours = (row["bytes"][arm]["resident"] for arm in ("flash", "turboquant"))
-    return [f"cache after the prompt, {row['batch']} x {row['tokens']:,}", f"{theirs / 1e6:,.0f} MB", f"{ours / 1e6:,.0f} MB", f"{theirs / ours:.2f} x smaller"]
+    return [_name(row | {"name": f"cache after the prompt, {row['batch']} x {row['tokens']:,}"}), f"{theirs / 1e6:,.0f} MB", f"{ours / 1e6:,.0f} MB", f"{theirs / ours:.2f} x smaller"]
+
+
+def _name(row: dict) -> str:
+    """With its commit, where that is not the report's."""
+    return f"{row['name']} (commit {row['commit']})" if row.get("commit") else row["name"]
 
 
 def split(document: str) -> tuple[str, str, str]:
@@ -88,7 +93,7 @@ def lines(row: dict) -> list[str]:
     targets = [_target(target) for target in row["targets"]] or [["", _plain_ratio(row), ""]]
     if not row.get("right", True):
         targets = [[*target[:2], "**wrong result**"] for target in targets]
-    cells = [row["name"], *_values(row)]
+    cells = [_name(row), *_values(row)]
     return [f"| {' | '.join(line)} |" for line in ([*cells, *targets[0]], *(["", "", "", *target] for target in targets[1:]))]
 
 
