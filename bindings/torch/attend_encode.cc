@@ -66,6 +66,7 @@ Tensor run(Step& step, const Tensor& query, const Call& call) {
 // so whoever keeps it keeps the tensors that they are of.
 struct Prepared {
   std::uint64_t magic = kMagic;
+  DeviceType type = kDevice;
   int device = 0;
   ScalarType dtype = ScalarType::Undefined;
   Step step;
@@ -164,7 +165,7 @@ Tensor attend_encode_prepared(const Tensor& query, const Tensor& keys, const Ten
                               const Tensor& lengths, const Tensor& state) {
   Prepared prepared = prepared_of(state);
   const Call call({{"query", query}, {"keys", keys}, {"values", values}, {"lengths", lengths}});
-  if (call.context().device.index != prepared.device)
+  if (prepared.type != kDevice || call.context().device.index != prepared.device)
     raise(invalid("query is on another device than the tensors that state was made of"));
   Step& step = prepared.step;
   Argument{"query", query}.of(prepared.dtype);

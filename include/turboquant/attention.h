@@ -138,7 +138,8 @@ struct AttendArgs {
   MutableRows out;               // [tokens, q_heads, head_dim]
   float* lse = nullptr;          // [tokens, q_heads], natural logarithm; may be null
   // attend_workspace_bytes(), 64-byte aligned. On CUDA zeroed by the caller before its first use; every call
-  // leaves it ready for the next one on the same stream. Calls that may overlap need one each.
+  // leaves it ready for the next one on the same stream. Calls that may overlap need one each: of two that
+  // share one, either may wait for ever.
   void* workspace = nullptr;
   std::size_t workspace_bytes = 0;
   // CUDA only. True promises that pages, fringe, basis and the arrays of sequences were complete before the

@@ -162,6 +162,8 @@ class TurboQuantLayer(CacheLayerMixin):
         """After an error: the layer is as before `update`."""
         if self.pending is step:
             self.pending = None
+        if self.is_initialized:
+            self.pages.truncate(self.pages.length)  # it may have been given pages
 
     def attend(self, step: Step, query: torch.Tensor, options: Options) -> torch.Tensor:
         """query [batch, q_heads, tokens, head_dim] -> [batch, tokens, q_heads, head_dim]. Stores the step as well, in
@@ -205,6 +207,8 @@ class TurboQuantLayer(CacheLayerMixin):
         if prepared is None or prepared.state is None or step.unread != 1 or torch.compiler.is_compiling():
             return None
         length, tokens = pages.length, step.tokens
+        if prepared.tokens != tokens or prepared.shape != query.shape or prepared.dtype is not query.dtype:
+            return None
         if not 0 < length % PAGE_TOKENS <= PAGE_TOKENS - tokens or pages.pool.shared:  # else they lie in the last page
             pages.prepare(tokens)
         if (
@@ -215,17 +219,15 @@ class TurboQuantLayer(CacheLayerMixin):
             or prepared.fringe is not self.fringe
             or prepared.recent_starts is not self.recent_starts
             or prepared.query_signs is not self.query_signs
-            or prepared.tokens != tokens
-            or prepared.shape != query.shape
         ):
             return None
         try:
             lengths = self.settings.lengths(prepared.batch, length, self.device)
             out = _again(query, step.keys, step.values, lengths, prepared.state)
         except BaseException as error:
-            if any(in_rows(x) is not x for x in (query, step.keys, step.values)):
+            if isinstance(error, Exception) and any(in_rows(x) is not x for x in (query, step.keys, step.values)):
                 return None  # nothing is written then
-            pages.truncate(length)
+            self.prepared = None
             if isinstance(error, RuntimeError):
                 raise translated(error) from None
             raise
@@ -366,6 +368,7 @@ class TurboQuantLayer(CacheLayerMixin):
             "signs": (self.signs, self.value_signs, self.base)
             + ((self.key_signs, self.query_signs) if self.key_signs is not self.signs else ()),
             "pending": self.pending.tensors() if self.pending else (),
+            "host": (self.prepared.state,) if self.prepared else (),
         }
         held = self.held.nbytes() if self.held is not None else 0
         return {name: sum(t.nbytes for t in tensors if t is not None) for name, tensors in parts.items()} | {"held": held}

@@ -123,7 +123,7 @@ class OffloadedLayer(TurboQuantLayer):
         if self.is_initialized:
             if self.away:
                 parts["pages"] = parts["fringe"] = 0
-            parts["host"] = sum(t.nbytes for t in (self.home_pages, self.home_fringe) if t is not None)
+            parts["host"] += sum(t.nbytes for t in (self.home_pages, self.home_fringe) if t is not None)
         return parts
 
     def __deepcopy__(self, memo: dict) -> OffloadedLayer:

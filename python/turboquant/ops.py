@@ -181,9 +181,9 @@ def attend(
     logarithm of the denominator. A query that sees nothing gets zeros and ``-inf``.
 
     ``workspace`` uint8 ``[attend_workspace_bytes(...) or more]``, written. On CUDA zero it once: every call
-    leaves it ready for the next on the same stream; calls that may run at once need one each. None: made
-    for this call, which on CUDA costs a memset. ``settled`` (CUDA): True promises that all but query,
-    keys and values was complete before the stream's previous kernel began, ``token_starts``, ``starts`` and
+    leaves it ready for the next on the same stream; calls that may run at once need one each, or may never
+    end. None: made for this call, which on CUDA costs a memset. ``settled`` (CUDA): True promises that all but
+    query, keys and values was complete before the stream's previous kernel began, ``token_starts``, ``starts`` and
     ``recent_starts`` too; `attend` may then read it while that kernel runs. A settled `encode` counts as a
     part of the kernel before it.
     """

@@ -228,6 +228,31 @@ def test_a_prepared_step_takes_tokens_in_any_strides():
         assert torch.equal(*out)
 
 
+def test_steps_go_on_in_another_dtype():
+    pair = [LayerPair(batch=2, hold=0) for _ in range(2)]
+    pair[1].layer.stays = False
+    for dtype in (*[torch.float32] * 4, *[torch.bfloat16] * 4, torch.float32):
+        out = []
+        for p in pair:
+            query, keys, values = (x.to(dtype) for x in p.vectors(1))
+            out.append(turboquant_attention(p.module, query, *p.layer.update(keys, values), None)[0])
+        assert out[0].dtype == dtype and torch.equal(*out)
+    assert pair[0].layer.prepared is not None
+
+
+def test_a_failed_call_leaves_no_pages_with_a_prepared_layer():
+    pair = LayerPair(batch=2, hold=0)
+    for tokens in (70, 1, 1, 1):
+        query, keys, values = pair.vectors(tokens)
+        turboquant_attention(pair.module, query, *pair.layer.update(keys, values), None)
+    assert pair.layer.prepared.state is not None
+    rows = [list(row) for row in pair.layer.pages.rows]
+    query, keys, values = pair.vectors(200)
+    with pytest.raises(ValueError, match="1 queries came with 200 keys"):
+        turboquant_attention(pair.module, query[:, :, :1], *pair.layer.update(keys, values), None)
+    assert pair.layer.pages.rows == rows and pair.layer.length == 73
+
+
 def test_a_prepared_step_keeps_no_memory_that_the_cache_has_left():
     pair = LayerPair(hold=0)
     layer = pair.layer

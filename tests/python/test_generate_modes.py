@@ -101,9 +101,9 @@ def test_assisted_decoding_may_begin_with_few_tokens(llama):
     assert torch.equal(ours.sequences, oracle.sequences)
 
 
-@pytest.mark.parametrize(("padding", "seed"), [((), 11), ((0, 40), 13)], ids=["no padding", "left padding"])
-def test_chunked_prefill(llama, padding, seed):
-    inputs = prompt(batch=2, tokens=100, padding=padding, seed=seed)
+@pytest.mark.parametrize("padding", [(), (0, 40)], ids=["no padding", "left padding"])
+def test_chunked_prefill(llama, padding):
+    inputs = prompt(batch=2, tokens=100, padding=padding, seed=13)
     oracle, ours = both(llama, inputs, tokens=10, prefill_chunk_size=33)
     assert_same_greedy_text(ours, oracle)
 
