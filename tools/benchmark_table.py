@@ -5,9 +5,14 @@
 A run gets there by `make gpu-demo` and a copy of build/gpu-bench/benchmark_*.json. tests/python/test_readme.py compares."""
 
 import json
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "tools"))
+
+import markers  # noqa: E402
+
 DOCUMENT = ROOT / "docs/benchmark.md"
 BEGIN, END = "<!-- GPU runs: written by tools/benchmark_table.py -->\n", "<!-- end of GPU runs -->\n"
 RUNS = ("text", "static", "image", "video")
@@ -67,12 +72,7 @@ def _column(path: Path, report: dict) -> dict[str, str]:
 
 
 def split(document: str) -> tuple[str, str, str]:
-    """The document before, between and after the two markers."""
-    before, begin, rest = document.partition(BEGIN)
-    between, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SystemExit("docs/benchmark.md has lost its markers for GPU runs")
-    return before + begin, between, end + after
+    return markers.split(document, BEGIN, END)
 
 
 if __name__ == "__main__":

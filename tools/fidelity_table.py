@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "benchmarks"))
+sys.path += [str(ROOT / "tools"), str(ROOT / "benchmarks")]
 
+import markers  # noqa: E402
 from fidelity import tables  # noqa: E402
 from fidelity.reproduce import tables as paper  # noqa: E402
 
@@ -37,12 +38,7 @@ def rendered_in_full() -> str:
 
 
 def split(document: str) -> tuple[str, str, str]:
-    """A document before, between and after the two markers."""
-    before, begin, rest = document.partition(BEGIN)
-    between, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SystemExit("a document has lost its markers for fidelity runs")
-    return before + begin, between, end + after
+    return markers.split(document, BEGIN, END)
 
 
 if __name__ == "__main__":

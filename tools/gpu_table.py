@@ -6,9 +6,14 @@ benchmarks/results/attend_gpu_*.json: tools/gpu_table.py
 A run gets there by `make gpu-bench` and a copy of build/gpu-bench/attend_gpu.json. tests/python/test_readme.py compares."""
 
 import json
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "tools"))
+
+import markers  # noqa: E402
+
 BEGIN, END = "<!-- GPU runs: written by tools/gpu_table.py -->\n", "<!-- end of GPU runs -->\n"
 SHOWN = ("1 x 2,048", "1 x 11,264", "1 x 131,072", "8 x 11,264", "32 x 11,264", "64 x 2,048", "256 x 512", "3/3 bits, 32 x 11,264", "2/2 bits, 32 x 11,264")
 
@@ -31,12 +36,7 @@ def rendered_in_full() -> str:
 
 
 def split(document: str) -> tuple[str, str, str]:
-    """A document before, between and after the two markers."""
-    before, begin, rest = document.partition(BEGIN)
-    between, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SystemExit("a document has lost its markers for GPU runs")
-    return before + begin, between, end + after
+    return markers.split(document, BEGIN, END)
 
 
 def section(path: Path, report: dict) -> str:

@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "benchmarks"))
+sys.path += [str(ROOT / "tools"), str(ROOT / "benchmarks")]
 
+import markers  # noqa: E402
 from gpu_model.report import ARMS, WORDS  # noqa: E402
 
 DOCUMENT, README = ROOT / "docs/transformers.md", ROOT / "README.md"
@@ -66,12 +67,7 @@ def _name(row: dict) -> str:
 
 
 def split(document: str) -> tuple[str, str, str]:
-    """A document before, between and after the two markers."""
-    before, begin, rest = document.partition(BEGIN)
-    between, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SystemExit("the document has lost its markers for model runs")
-    return before + begin, between, end + after
+    return markers.split(document, BEGIN, END)
 
 
 def section(path: Path, report: dict) -> str:

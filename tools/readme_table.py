@@ -5,9 +5,14 @@
 A run gets there by `make demo` on an idle machine and a copy of demo-report.json. tests/python/test_readme.py compares."""
 
 import json
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "tools"))
+
+import markers  # noqa: E402
+
 BEGIN, END = "<!-- demo runs: written by tools/readme_table.py -->\n", "<!-- end of demo runs -->\n"
 
 
@@ -17,12 +22,7 @@ def rendered() -> str:
 
 
 def split(readme: str) -> tuple[str, str, str]:
-    """README.md before, between and after the two markers."""
-    before, begin, rest = readme.partition(BEGIN)
-    between, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SystemExit("README.md has lost its markers for demo runs")
-    return before + begin, between, end + after
+    return markers.split(readme, BEGIN, END)
 
 
 def _section(path: Path) -> str:
