@@ -55,12 +55,7 @@ __device__ inline Rotated load_keys(const WarpInput& input, float& largest, Side
     unpack_signed<kType>(input, piece, x);
     pack_side(x, piece, y);
   }
-  side_hadamard(y);
-  largest = side_largest(y);
-  Rotated out{1.0f, true};
-  if (!__all_sync(~0u, is_unscaled(largest))) out = rotate_scaled<kType>(input, largest, y);
-  __syncwarp();
-  return out;
+  return rotate_packed<kType>(input, largest, y);
 }
 
 // A warp: the rounded centre into its page, and zeros after it.

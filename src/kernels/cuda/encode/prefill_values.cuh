@@ -135,12 +135,7 @@ __device__ inline Rotated load_values(const WarpInput& input, std::uint32_t* fli
     }
     pack_side(x, piece, y);
   }
-  side_hadamard(y);
-  largest = side_largest(y);
-  Rotated out{1.0f, true};
-  if (!__all_sync(~0u, is_unscaled(largest))) out = rotate_scaled<kType>(input, largest, y);
-  __syncwarp();
-  return out;
+  return rotate_packed<kType>(input, largest, y);
 }
 
 // The task's values are being fetched; then the next one's are. `parity` changes from page to page.

@@ -170,4 +170,15 @@ __device__ inline bool is_unscaled(float largest) {
   return largest >= 0x1p-4f && largest < 252.0f;
 }
 
+// Rotates the packed coordinates of `input`; `largest` of them, in both lanes.
+template <DType kType>
+__device__ inline Rotated rotate_packed(const WarpInput& input, float& largest, SideVector& y) {
+  side_hadamard(y);
+  largest = side_largest(y);
+  Rotated out{1.0f, true};
+  if (!__all_sync(~0u, is_unscaled(largest))) out = rotate_scaled<kType>(input, largest, y);
+  __syncwarp();
+  return out;
+}
+
 }  // namespace turboquant::kernels::cuda
