@@ -53,17 +53,19 @@ class Seen(CacheLayerMixin):
         lengths = torch.full((batch,), tokens, dtype=torch.int32, device=device)
         bits = settings.k_bits, settings.v_bits
 
+        starts = layer.starts_tensor  # of left padding
+
         def decode(pages, table, fringe=None):
             return ops.decode(
-                pages, table, lengths, None, fringe, None if fringe is None else torch.zeros_like(lengths),
+                pages, table, lengths, starts, fringe, None if fringe is None else torch.zeros_like(lengths),
                 layer.query_signs, layer.value_signs, layer.base, head_dim, *bits, 0 if fringe is None else tokens, tokens,
             )  # fmt: skip
 
         def encode(keys, values, begin, fringe=None):
             rows = [x.transpose(1, 2).reshape(-1, heads, head_dim) for x in (keys, values)]
-            starts = torch.arange(batch + 1, dtype=torch.int32, device=device) * keys.shape[2]
+            token_starts = torch.arange(batch + 1, dtype=torch.int32, device=device) * keys.shape[2]
             ops.encode(
-                *rows, starts, table, torch.full_like(lengths, begin), None, pages, fringe,
+                *rows, token_starts, table, torch.full_like(lengths, begin), starts, pages, fringe,
                 None if fringe is None else torch.zeros_like(lengths), layer.key_signs, layer.value_signs, layer.base, *bits,
                 0 if fringe is None else tokens,
             )  # fmt: skip
@@ -87,8 +89,9 @@ class Seen(CacheLayerMixin):
         begin = begins.repeat_interleave(counts)[:, None]  # of each position's call
         token = torch.arange(tokens, device=device)
         own = token >= begin
-        fringe = ~own & ((token < settings.fringe_first) | (token >= begin - settings.fringe_recent))
-        self.column = torch.cat([own, fringe, ~own & ~fringe], dim=1)  # of each token's three, the one that is shown
+        first = token < torch.tensor(layer.starts, device=device)[:, None, None, None] + settings.fringe_first
+        fringe = ~own & (first | (token >= begin - settings.fringe_recent))
+        self.column = torch.cat([own.expand_as(fringe), fringe, ~own & ~fringe], dim=3)  # of each token's three, the one that is shown
 
     def lazy_initialization(self, key_states, value_states):
         self.is_initialized = True

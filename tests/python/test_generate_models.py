@@ -33,19 +33,22 @@ def assert_same_greedy_text(ours, oracle):
     assert (ours_logits - oracle_logits).abs().max() < margin / 2
 
 
-def check(model, inputs, tokens=TOKENS):
-    """One text of ours against both references. Returns its cache."""
+def check(model, inputs, tokens=TOKENS, **options):
+    """One text of ours, generated with `options`, against both references. Returns its cache."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "none of the 2 layers")
         cache = TurboQuantCache(model.config)
     with seen.recorded() as calls:
-        ours = generate(model, "turboquant", cache, inputs, tokens)
+        ours = generate(model, "turboquant", cache, inputs, tokens, **options)
     logits = []
     for reference in (copy.deepcopy(model).double(), model):
         enable(reference, seen.NAME)
         text = inputs | dict(input_ids=ours.sequences[:, :-1])
         for name in {"mm_token_type_ids", "token_type_ids"} & set(inputs):  # what is generated is text
             text[name] = torch.nn.functional.pad(inputs[name], (0, tokens - 1))
+        if "attention_mask" in inputs:
+            text["attention_mask"] = mask = torch.nn.functional.pad(inputs["attention_mask"], (0, tokens - 1), value=1)
+            text["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
         with torch.no_grad():
             out = reference(**text, past_key_values=seen.seen_cache(cache, calls, reference.config), use_cache=True)
         logits.append(out.logits[:, -tokens:].double())

@@ -11,7 +11,7 @@ import torch
 import transformers
 import where
 from dense_oracle import OracleCache
-from test_generate_models import assert_same_greedy_text
+from test_generate_models import assert_same_greedy_text, check
 from tiny_models import ALTERNATING, SHAPE, VOCABULARY, generate, prompt, tiny_model
 from turboquant import TurboQuantCache, enable
 from turboquant.layers import TurboQuantLayer
@@ -74,8 +74,7 @@ def test_drafts_looked_up_in_the_prompt(llama):
 
 @pytest.mark.parametrize(("family", "seed"), [("llama", 9), ("gpt_oss", 9), ("gemma2", 7)])
 def test_left_padded_batches(family, seed):
-    oracle, ours = both(tiny_model(family), prompt(batch=3, padding=(0, 7, 70), seed=seed), tokens=8)
-    assert_same_greedy_text(ours, oracle)
+    check(tiny_model(family), prompt(batch=3, padding=(0, 7, 70), seed=seed), tokens=8)
 
 
 @pytest.mark.parametrize(
@@ -103,9 +102,7 @@ def test_assisted_decoding_may_begin_with_few_tokens(llama):
 
 @pytest.mark.parametrize("padding", [(), (0, 40)], ids=["no padding", "left padding"])
 def test_chunked_prefill(llama, padding):
-    inputs = prompt(batch=2, tokens=100, padding=padding, seed=13)
-    oracle, ours = both(llama, inputs, tokens=10, prefill_chunk_size=33)
-    assert_same_greedy_text(ours, oracle)
+    check(llama, prompt(batch=2, tokens=100, padding=padding, seed=13), tokens=10, prefill_chunk_size=33)
 
 
 def test_a_conversation_goes_on_in_one_cache(llama):
