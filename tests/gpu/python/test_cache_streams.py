@@ -47,6 +47,21 @@ def test_a_step_never_waits_for_the_device(dtype):
     assert pair.layer.get_seq_length() == 131
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+@pytest.mark.parametrize("tokens", [40, 500], ids=["held", "coded"])
+def test_a_first_call_never_waits_for_the_device(tokens):
+    LayerPair(dtype=torch.bfloat16, head_dim=128).call(tokens)  # kernels are loaded
+    pair = LayerPair(dtype=torch.bfloat16, head_dim=128)
+    query, keys, values = pair.vectors(tokens)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        turboquant_attention(pair.module, query, *pair.layer.update(keys, values), None)
+        pair.layer.flush()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert pair.layer.get_seq_length() == tokens
+
+
 def test_two_caches_take_turns_on_two_streams():
     pairs = [LayerPair(dtype=torch.bfloat16, head_dim=64) for _ in range(2)]
     alone = LayerPair(dtype=torch.bfloat16, head_dim=64)
