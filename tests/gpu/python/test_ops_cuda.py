@@ -207,12 +207,3 @@ def test_a_call_without_tokens_or_sequences_is_empty_and_allowed():
         assert out.shape == (0, 4, 64) and lse.shape == (0, 4)
         there.encode()
         there.decode()
-
-
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
-def test_a_call_runs_where_its_tensors_are():
-    paged = Paged()
-    assert torch.cuda.current_device() == 0
-    out, _ = to_cuda(paged, "cuda:1").attend()
-    assert out.device.index == 1 and torch.cuda.current_device() == 0
-    assert torch.equal(out.cpu(), to_cuda(paged).attend()[0].cpu())
