@@ -18,6 +18,10 @@ from gpu_model.report import ARMS, WORDS  # noqa: E402
 
 DOCUMENT, README = ROOT / "docs/transformers.md", ROOT / "README.md"
 BEGIN, END = "<!-- model runs: written by tools/model_table.py -->\n", "<!-- end of model runs -->\n"
+METHOD = (
+    "A speed-up with brackets is the median of ratios of steps that ran one after the other. Compiled steps are those of a loop that waits for "
+    'none; "each waited for": single ones.'
+)
 HEAD = ["| | transformers | ours | target | reached | |", "|---|---|---|---|---|---|"]
 
 
@@ -53,7 +57,7 @@ def _short(row: dict) -> list[str]:
     for unit in ("ms", "us"):
         if times := row.get(unit):
             theirs, ours = times[row["baseline"]]["median"], times["turboquant"]["median"]
-            return [_name(row), f"{theirs:.1f} {unit}", f"{ours:.1f} {unit}", f"{theirs / ours:.2f} x as fast"]
+            return [_name(row), f"{theirs:.1f} {unit}", f"{ours:.1f} {unit}", f"{row.get('speedup', theirs / ours):.2f} x as fast"]
     if longest := row.get("longest"):
         theirs, ours = longest["flash"], longest["turboquant"]
         return [_name(row), f"{theirs:,} tokens", f"{ours:,} tokens", f"{ours / theirs:.2f} x as long"]
@@ -79,14 +83,15 @@ def section(path: Path, report: dict) -> str:
         f"GB/s, torch {report['torch']}, transformers {report['transformers']}, commit {report['commit']} ({run}; "
         f"{sum(met is True for met in targets)} of {len(targets)} targets met):"
     )
-    return "\n".join(["", caption, "", *HEAD, *(line for row in report["rows"] for line in lines(row)), ""])
+    method = ["", METHOD] if any("ratio" in row for row in report["rows"]) else []
+    return "\n".join(["", caption, "", *HEAD, *(line for row in report["rows"] for line in lines(row)), *method, ""])
 
 
 def lines(row: dict) -> list[str]:
     """A line for the row, and one more for each target after the first."""
     if row.get("failed"):
         return [f"| {row['name']} | {row['failed']} | | | | **not measured** |"]
-    targets = [_target(target) for target in row["targets"]] or [["", _plain_ratio(row), ""]]
+    targets = [_target(target, row) for target in row["targets"]] or [["", _plain_ratio(row), ""]]
     if not row.get("right", True):
         targets = [[*target[:2], "**wrong result**"] for target in targets]
     cells = [_name(row), *_values(row)]
@@ -102,7 +107,9 @@ def _values(row: dict) -> list[str]:
             others = [f"{ARMS[arm]} {times[arm]['median']:.1f}" for arm in times if arm not in (base, "turboquant")]
             floor = f", floor {row['floor_ms']:.2f}" if row.get("floor_ms") else ""
             floor += f", without a history {row['bare_ms']:.2f}" if row.get("bare_ms") else ""
-            return ["; ".join([theirs, *others]), f"{_spread(times['turboquant'])} {unit}{floor}"]
+            waited = {arm: f", each waited for {values['median']:.2f}" for arm, values in row.get("waited_ms", {}).items()}
+            ours = f"{_spread(times['turboquant'])} {unit}{waited.get('turboquant', '')}{floor}"
+            return ["; ".join([theirs + waited.get(base, ""), *others]), ours]
     if longest := row.get("longest"):
         more = [f"{arm.partition(', ')[2]} {count:,}" for arm, count in longest.items() if "," in arm]
         return [f"{longest['flash']:,} tokens", "; ".join([f"{longest['turboquant']:,} tokens", *more])]
@@ -124,12 +131,13 @@ def _plain_ratio(row: dict) -> str:
     return f"{row['time_over']:.2f} {WORDS['time_over']}" if "time_over" in row else ""
 
 
-def _target(target: dict) -> list[str]:
+def _target(target: dict, row: dict) -> list[str]:
     least = target["at_least"] is not None
     asked = f"{'>=' if least else '<='} {target['at_least'] if least else target['at_most']:g} {WORDS[target['what']]}"
     if target["value"] is None:
         return [asked, "", "not measured"]
-    return [asked, f"{target['value']:.2f}", "met" if target["met"] else "**missed**"]
+    value = _spread(row["ratio"]) if target["what"] == "speedup" and "ratio" in row else f"{target['value']:.2f}"
+    return [asked, value, "met" if target["met"] else "**missed**"]
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import turboquant
 from . import allocator, fill
 from .rows import Row
 from .run import Run
-from .steps import Decoder, attention, in_turn, summary
+from .steps import Decoder, attention, in_blocks, in_turn, of_all, ratio, summary
 
 BASELINES = ("default", "flash")
 
@@ -42,7 +42,10 @@ def measure(model: PreTrainedModel, row: Row, run: Run) -> dict:
     arms = decoders(model, row.batch, row.tokens)
     result = check(arms)
     allocator.settle(model.device)  # of what filling took
-    times = in_turn({name: decoder.timed for name, decoder in arms.items()}, *((2, 6) if run.quick else (3, 16)))
-    ms = {name: summary(values) for name, values in times.items()}
+    steps = {name: decoder.timed for name, decoder in arms.items()}
+    ms = {name: summary(values) for name, values in in_turn(steps, *((2, 3) if run.quick else (3, 5))).items()}
     best = min(BASELINES, key=lambda name: ms[name]["median"])
-    return result | {"ms": ms, "baseline": best, "speedup": ms[best]["median"] / ms["turboquant"]["median"]}
+    pairs = in_blocks({name: steps[name] for name in (best, "turboquant")}, 8 if run.quick else 100)
+    ms |= {name: of_all(times) for name, times in pairs.items()}
+    faster = ratio(pairs[best], pairs["turboquant"])
+    return result | {"ms": ms, "baseline": best, "ratio": faster, "speedup": faster["median"]}

@@ -46,6 +46,8 @@ def line(row: dict) -> str:
     if row.get("failed"):
         return f"{row['name']:<32} FAILED: {row['failed']}"
     parts = [f"{ARMS[arm]} {spread(values)} {unit}" for unit in ("ms", "us") for arm, values in row.get(unit, {}).items()]
+    parts += [f"{ARMS[arm]}, each step waited for, {spread(values)} ms" for arm, values in row.get("waited_ms", {}).items()]
+    parts += [f"ratio {spread(row['ratio'])}"] if "ratio" in row else []
     parts += [f"{ARMS.get(arm, arm)} {count:,} tokens" for arm, count in row.get("longest", {}).items()]
     parts += [f"{ARMS[arm]} {', '.join(f'{what} {count / 1e6:,.1f} MB' for what, count in held.items())}" for arm, held in row.get("bytes", {}).items()]
     if "error" in row:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One decoding step as generate runs it, and the clock around it."""
+"""Decoding steps, one as generate runs it or many as a loop does, and the clock around them."""
 
 from __future__ import annotations
 
 import contextlib
+import statistics
 import time
 from collections.abc import Callable, Iterator
 
@@ -44,6 +45,17 @@ class Decoder:
         with attention(self.model, self.arm):
             return timed(self.step, self.model.device)
 
+    def loop(self, steps: int) -> float:
+        """Milliseconds a step of so many: the clock sees the first begin on an idle device and the last one end. In between each step
+        takes the token of the one before on the device, and the host waits for none."""
+
+        def run() -> None:
+            for _ in range(steps):
+                self.step()
+
+        with attention(self.model, self.arm):
+            return timed(run, self.model.device) / steps
+
 
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
@@ -58,16 +70,36 @@ def timed(call: Callable[[], object], device: torch.device) -> float:
     return 1e3 * (time.perf_counter() - begin)
 
 
-def in_turn(arms: dict[str, Callable[[], float]], warm: int, count: int, in_a_row: int = 1) -> dict[str, list[float]]:
-    """`count` times `in_a_row` values of each arm in turn: what a machine does meanwhile, it does to all. Where they are several in
-    a row, one more comes before them, which is not counted: caches hold what the other arm left."""
+def in_turn(arms: dict[str, Callable[[], float]], warm: int, count: int) -> dict[str, list[float]]:
+    """`count` values of each arm in turn, after `warm` that are dropped: what a machine does meanwhile, it does to all."""
     times: dict[str, list[float]] = {name: [] for name in arms}
     for turn in range(warm + count):
         for name, run in arms.items():
-            values = [run() for _ in range(in_a_row + (in_a_row > 1))]
+            value = run()
             if turn >= warm:
-                times[name] += values[-in_a_row:]
+                times[name].append(value)
     return times
+
+
+def in_blocks(arms: dict[str, Callable[[], float]], blocks: int, count: int = 1, lead: int = 0) -> dict[str, list[list[float]]]:
+    """`blocks` times `count` values of an arm in a row, after `lead` that are dropped: caches hold what the other arm left. The arms
+    take turns, each second time the other way round: what gets slower slows both."""
+    times: dict[str, list[list[float]]] = {name: [] for name in arms}
+    for block in range(blocks):
+        for name in list(arms)[:: -1 if block % 2 else 1]:
+            values = [arms[name]() for _ in range(lead + count)]
+            times[name].append(values[lead:])
+    return times
+
+
+def of_all(blocks: list[list[float]]) -> dict[str, float | int]:
+    return summary([value for block in blocks for value in block])
+
+
+def ratio(theirs: list[list[float]], ours: list[list[float]]) -> dict[str, float | int]:
+    """How many times as long theirs take: of the medians of blocks that ran one after the other. A host that is busy for longer than
+    that slows both, and the ratio stays."""
+    return summary([statistics.median(a) / statistics.median(b) for a, b in zip(theirs, ours, strict=True)])
 
 
 def summary(values: list[float], digits: int = 3) -> dict[str, float | int]:
