@@ -170,16 +170,15 @@ __device__ inline void read_key(const std::uint8_t* area, int bits, int t, int q
 
 // A page's keys without their centre, and per row 1 where the reference is the centre. A NaN scale makes the
 // token's scores NaN by itself; a slot that nobody may see is masked after the product.
-template <int D>
-__device__ inline void expand_keys(const std::uint8_t* page, const PageConstants& constants,
+template <class L>
+__device__ inline void expand_keys(const Crew& crew, const std::uint8_t* page, const PageConstants& constants,
                                    std::uint8_t* keys, float* centred) {
-  using L = Layout<D>;
+  constexpr int D = L::kDim;
   // A thread's tokens lie 32 or 64 apart: tile_row(t + 32) = tile_row(t) + 32.
-  const int thread = static_cast<int>(threadIdx.x), t = thread >> 2, q = thread & 3, row = tile_row(t);
+  const int t = crew.thread >> 2, q = crew.thread & 3, row = tile_row(t);
   const std::uint8_t* scales = page + constants.k_scales + 2 * (8 * (t & 7) + (t >> 3));
-  std::uint8_t* out = keys + row * L::kPitch + 16 * q;
-#pragma unroll 1
-  for (int step = 0; step < kPageTokens; step += static_cast<int>(blockDim.x) / 4) {
+#pragma unroll L::kExpandUnroll
+  for (int step = 0; step < kPageTokens; step += crew.threads / 4) {
     std::uint32_t selectors[(D + 31) / 32];
     read_key<D, 0>(page, constants.k_bits, t + step, q, selectors);
     const std::uint32_t stored = *reinterpret_cast<const std::uint16_t*>(scales + step / 4);
@@ -188,9 +187,9 @@ __device__ inline void expand_keys(const std::uint8_t* page, const PageConstants
     for (int i = 0; i < (D + 31) / 32; ++i) {
       uint4 x = look_up(selectors[i], constants.keys);
       x = {times(x.x, scale), times(x.y, scale), times(x.z, scale), times(x.w, scale)};
-      std::uint8_t* to = out + step * L::kPitch + 64 * i;
-      if (32 * i + 32 <= D) *reinterpret_cast<uint4*>(to) = x;
-      else *reinterpret_cast<uint2*>(to - 8 * q) = {x.x, x.y};
+      if (32 * i + 32 <= D) *reinterpret_cast<uint4*>(keys + L::key_at(row + step, 4 * i + q)) = x;
+      else
+        *reinterpret_cast<uint2*>(keys + L::key_at(row + step, 4 * i + (q >> 1)) + 8 * (q & 1)) = {x.x, x.y};
     }
     if (q == 0) centred[row + step] = (stored & 0x8000u) != 0 ? 0.0f : 1.0f;
   }
@@ -246,34 +245,34 @@ __device__ inline void value_selectors(const std::uint8_t* area, int bits, int b
   }
 }
 
-template <int D, int Units>
+template <class L, int Units>
 __device__ inline void expand_value_block(const std::uint8_t* area, int bits, int block, int lane, int i,
                                           const HalfTable& table, const uint4& scale, std::uint8_t* values) {
   std::uint32_t selectors[Units];
-  value_selectors<D, Units>(area, bits, block, lane, i, selectors);
+  value_selectors<L::kDim, Units>(area, bits, block, lane, i, selectors);
   const int g = lane >> 2, q = lane & 3;
-  std::uint8_t* at =
-      values + (32 * block + g) * Layout<D>::kValuePitch + ((4 * i + q) ^ value_swizzle(g)) * 16;
 #pragma unroll
   for (int j = 0; j < Units; ++j) {
     uint4 x = look_up(selectors[j], table);
     x = {times(x.x, scale.x), times(x.y, scale.y), times(x.z, scale.z), times(x.w, scale.w)};
-    *reinterpret_cast<uint4*>(at + 8 * j * Layout<D>::kValuePitch) = x;
+    *reinterpret_cast<uint4*>(values + L::value_at(32 * block + 8 * j + g, 4 * i + q)) = x;
   }
 }
 
-template <int D>
-__device__ inline void expand_values(const std::uint8_t* page, const PageConstants& constants, int begin,
-                                     int end, std::uint8_t* values, std::uint32_t* not_finite) {
-  const int lane = static_cast<int>(threadIdx.x & 31), warp = static_cast<int>(threadIdx.x >> 5);
+template <class L>
+__device__ inline void expand_values(const Crew& crew, const std::uint8_t* page,
+                                     const PageConstants& constants, int begin, int end, std::uint8_t* values,
+                                     std::uint32_t* not_finite) {
+  constexpr int D = L::kDim;
+  const int lane = L::value_lane(crew.thread & 31), warp = crew.thread >> 5;
   const int i = warp & 1;  // warps are a multiple of 2
   const uint4 scale = value_scales(page + constants.v_scales, i, lane & 3, begin, end, not_finite);
   const std::uint8_t* area = page + constants.v_codes;
-#pragma unroll 1
-  for (int block = warp >> 1; block < (D + 31) / 32; block += static_cast<int>(blockDim.x) / 64) {
+#pragma unroll L::kExpandUnroll
+  for (int block = warp >> 1; block < (D + 31) / 32; block += crew.threads / 64) {
     if (D % 32 == 0 || block < D / 32)
-      expand_value_block<D, 4>(area, constants.v_bits, block, lane, i, constants.values, scale, values);
-    else expand_value_block<D, 2>(area, constants.v_bits, block, lane, i, constants.values, scale, values);
+      expand_value_block<L, 4>(area, constants.v_bits, block, lane, i, constants.values, scale, values);
+    else expand_value_block<L, 2>(area, constants.v_bits, block, lane, i, constants.values, scale, values);
   }
 }
 

@@ -80,7 +80,7 @@ struct Shared {
 // share_of(first, share): the part of the next page that the thread expands in the step from slot `first` on.
 template <int D, class ShareOf>
 __device__ inline void attend_tile(const AttendArgs& a, const Work& w, const Shared<D>& shared, int stage,
-                                   int item, bool whole, float unit, int batch_page, Sums<D>& sums,
+                                   int item, bool whole, float unit, int batch_page, Sums<Layout<D>>& sums,
                                    ShareOf share_of) {
   using L = Layout<D>;
   const int g = static_cast<int>(threadIdx.x & 31) >> 2;
@@ -95,18 +95,18 @@ __device__ inline void attend_tile(const AttendArgs& a, const Work& w, const Sha
       centre[b][half] = batch_page < 0 ? 0.0f : shared.warp_centre_scores()[row * kCentreBatch + batch_page];
     }
 #pragma unroll 1
-  for (int first = 0; first < kPageTokens; first += kStepTokens) {
-    Scores<D> s;
+  for (int first = 0; first < kPageTokens; first += L::kStepTokens) {
+    Scores<L> s;
     Share<D> share;
     const bool expands = share_of(first, share);
-    multiply_keys<D>(shared.warp_queries(), shared_address(shared.keys(stage)) + first * L::kPitch,
-                     shared.centred(stage) + first, centre, s, [&](int k) {
-                       if (expands && k < Share<D>::kWords) share.expand(k);
-                     });
-    if (a.softcap > 0) cap_scores<D>(a.softcap, scale, s);
-    if (!whole) mask<D>(a, w, tile_span(w, item), shared.warp_row_token(), first, s);
-    raise_maximum<D>(to_powers, s, sums);
-    multiply_values<D>(shared_address(shared.values(stage)), first, to_powers, s, sums);
+    multiply_keys<Layout<D>>(shared.warp_queries(), shared_address(shared.keys(stage)) + first * L::kPitch,
+                             shared.centred(stage) + first, centre, s, [&](int k) {
+                               if (expands && k < Share<D>::kWords) share.expand(k);
+                             });
+    if (a.softcap > 0) cap_scores<Layout<D>>(a.softcap, scale, s);
+    if (!whole) mask<Layout<D>>(a, w, tile_span(w, item), shared.warp_row_token(), first, s);
+    raise_maximum<Layout<D>>(to_powers, s, sums);
+    multiply_values<Layout<D>>(shared_address(shared.values(stage)), first, to_powers, s, sums);
   }
 }
 
@@ -115,15 +115,17 @@ __device__ inline void expand_page(const PageConstants& constants, const Work& w
                                    int stage, int item, std::uint32_t* not_finite) {
   TileSpan tile{0, 0, kPageTokens};
   if (item < w.whole_begin || item >= w.whole_end) tile = tile_span(w, item);
-  expand_keys<D>(shared.packed(stage), constants, shared.keys(stage), shared.centred(stage));
-  expand_values<D>(shared.packed(stage), constants, tile.begin, tile.end, shared.values(stage), not_finite);
+  expand_keys<Layout<D>>(whole_block(), shared.packed(stage), constants, shared.keys(stage),
+                         shared.centred(stage));
+  expand_values<Layout<D>>(whole_block(), shared.packed(stage), constants, tile.begin, tile.end,
+                           shared.values(stage), not_finite);
 }
 
 // Tiles begin .. end - 1, all of them pages, of which the first is being copied.
 template <int D>
 __device__ inline void attend_pages(const AttendArgs& a, const PageConstants& constants, const Work& w,
                                     const Shared<D>& shared, int begin, int end, PageReader<D>& reader,
-                                    Sums<D>& sums) {
+                                    Sums<Layout<D>>& sums) {
   using L = Layout<D>;
   Flags& flags = shared.flags();
   std::uint32_t spoiled = 0;            // bit 2 block + half: the row sees a value of NaN
@@ -166,8 +168,8 @@ __device__ inline void attend_pages(const AttendArgs& a, const PageConstants& co
       attend_tile<D>(a, w, shared, n & other, item, item >= w.whole_begin && item < w.whole_end, 2.0f,
                      n % kCentreBatch, sums, share_of);  // tiles hold half of a key
       if ((flags.not_finite[n & 3][0] | flags.not_finite[n & 3][1]) != 0)
-        spoiled |=
-            rows_that_see<D>(a, w, tile_span(w, item), shared.warp_row_token(), flags.not_finite[n & 3]);
+        spoiled |= rows_that_see<Layout<D>>(a, w, tile_span(w, item), shared.warp_row_token(),
+                                            flags.not_finite[n & 3]);
     }
     if (!more || meanwhile) continue;
     if (other == 0 && n >= 0) {
@@ -190,7 +192,7 @@ __device__ inline void attend_pages(const AttendArgs& a, const PageConstants& co
 // queries and the sums are. Returns the unit of the sums: they hold values times it.
 template <int D>
 __device__ inline float attend_raw(const AttendArgs& a, const Work& w, const Shared<D>& shared, int begin,
-                                   int end, bool rotated, Sums<D>& sums) {
+                                   int end, bool rotated, Sums<Layout<D>>& sums) {
   using L = Layout<D>;
   Flags& flags = shared.flags();
   const int other = shared.stages - 1;  // n & other: the stage of tile n
@@ -222,7 +224,7 @@ __device__ inline float attend_raw(const AttendArgs& a, const Work& w, const Sha
     if (rotated && (n == count || (computes && item >= w.recent_end))) {
       to_model();
       rotated = false;
-      if (n < count) load_queries<D>(a, w, false, shared.queries(), shared.row_scale());
+      if (n < count) load_queries<Layout<D>>(a, w, false, shared.queries(), shared.row_scale());
     }
     if (n == count) break;
     if (!second || other == 0 || n < 0) __syncthreads();
@@ -233,9 +235,9 @@ __device__ inline float attend_raw(const AttendArgs& a, const Work& w, const Sha
         const TileSpan tile = tile_span(w, item + 1);
         const RawTokens tokens = raw_tokens<D>(a, w, item + 1, tile);
         const int stage = (n + 1) & other;
-        load_raw<D>(tokens, tile.end,
-                    raw_units(item + 1 < w.recent_end, tokens.bf16, flags.largest[(n + 1) & 3]),
-                    shared.keys(stage), shared.values(stage), shared.centred(stage));
+        load_raw<Layout<D>>(tokens, tile.end,
+                            raw_units(item + 1 < w.recent_end, tokens.bf16, flags.largest[(n + 1) & 3]),
+                            shared.keys(stage), shared.values(stage), shared.centred(stage));
       }
       measure(n + 2);
     } else if (has_rows) {
@@ -255,8 +257,8 @@ __device__ inline float attend_raw(const AttendArgs& a, const Work& w, const Sha
       attend_tile<D>(a, w, shared, n & other, item, all_seen(a, w, tile), 1.0f / units.key, -1, sums,
                      [](int, Share<D>&) { return false; });
       if ((flags.not_finite[n & 3][0] | flags.not_finite[n & 3][1]) != 0)
-        add_not_finite<D>(a, w, tile, shared.warp_row_token(), flags.not_finite[n & 3], sums,
-                          [&](int slot, int e) { return widen(tokens.bf16, tokens.value(slot)[e]); });
+        add_not_finite<Layout<D>>(a, w, tile, shared.warp_row_token(), flags.not_finite[n & 3], sums,
+                                  [&](int slot, int e) { return widen(tokens.bf16, tokens.value(slot)[e]); });
     }
   }
   return unit;
@@ -286,7 +288,7 @@ __global__ void __launch_bounds__(32 * Layout<D>::kMaxWarps, 1)
     shared.row_token()[thread] =
         static_cast<int>((w.first_row + (thread < w.rows ? thread : w.rows - 1)) / group);
 
-  Sums<D> sums;
+  Sums<Layout<D>> sums;
 #pragma unroll
   for (int b = 0; b < L::kMmaRows; ++b) {
 #pragma unroll
@@ -305,11 +307,11 @@ __global__ void __launch_bounds__(32 * Layout<D>::kMaxWarps, 1)
     copy_centres<D>(a, constants, w, w.begin, pages_end, shared_address(shared.centres()));
   }
   const bool rotated = w.begin < w.recent_end && w.begin < w.end;
-  if (w.begin < w.end) load_queries<D>(a, w, rotated, shared.queries(), shared.row_scale());
+  if (w.begin < w.end) load_queries<Layout<D>>(a, w, rotated, shared.queries(), shared.row_scale());
   attend_pages<D>(a, constants, w, shared, w.begin, pages_end, reader, sums);
   const float unit =
       attend_raw<D>(a, w, shared, w.begin > pages_end ? w.begin : pages_end, w.end, rotated, sums);
-  finish<D>(a, w, partials, split, 1.0f / unit, sums);
+  finish<Layout<D>>(a, w, partials, split, 1.0f / unit, sums);
 }
 
 }  // namespace turboquant::kernels::cuda::many

@@ -16,4 +16,9 @@ template <int D>
 Status launch_many_rows(const AttendArgs& args, int min_rows, const Partials& partials, const Cut& cut,
                         const Context& context);
 
+// head_dim 128 where warpgroups multiply (sm_90a); cut's warps and stages are its own.
+bool warpgroups_run_on(int device);
+Status launch_many_rows_warpgroup(const AttendArgs& args, int min_rows, const Partials& partials,
+                                  const Cut& cut, const Context& context);
+
 }  // namespace turboquant::kernels::cuda::many

@@ -41,18 +41,45 @@ __host__ __device__ constexpr int stored_position(int coordinate) {
 }
 static_assert(stored_position<128>(stored_coordinate<128>(77)) == 77);
 
+// The threads that do something together, and which of them this one is.
+struct Crew {
+  int thread, threads;
+};
+__device__ inline Crew whole_block() {
+  return {static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x)};
+}
+
 constexpr int kCentreBatch = 8;  // pages whose centres meet the queries at once: the columns of one MMA
+
+// Chunk c of row `coordinate` of a tile of values lies at chunk c ^ value_swizzle(coordinate): the rows of an
+// ldmatrix lie in different banks, and so do the chunks that 8 lanes write (two neighbouring coordinates).
+__host__ __device__ constexpr int value_swizzle(int coordinate) {
+  return (coordinate & 1) << 2 | (coordinate >> 1 & 3);
+}
 
 template <int D>
 struct Layout {
+  static constexpr int kDim = D;
   static constexpr int kMmaRows = D <= 128 ? 2 : 1;  // blocks of 16 rows a warp: what 255 registers hold
   static constexpr int kWarpRows = 16 * kMmaRows;
   static constexpr int kMaxWarps = 8;
+  // A tile is done in steps: 64 tokens at once would not leave the sums their registers.
+  static constexpr int kStepTokens = 32;
 
   // Rows of an odd number of 16-byte chunks: the 8 rows of an ldmatrix lie in different banks.
   static constexpr int kPitch = 2 * D + 16;
   static_assert(kPitch / 16 % 2 == 1);
   static constexpr int kValuePitch = 2 * kPageTokens;  // swizzled: value_swizzle()
+
+  // Where 16-byte chunk `chunk` of a row lies in its tile.
+  static __host__ __device__ constexpr int query_at(int row, int chunk) { return row * kPitch + 16 * chunk; }
+  static __host__ __device__ constexpr int key_at(int row, int chunk) { return row * kPitch + 16 * chunk; }
+  static __host__ __device__ constexpr int value_at(int coordinate, int chunk) {
+    return coordinate * kValuePitch + (chunk ^ value_swizzle(coordinate)) * 16;
+  }
+  static constexpr int kExpandUnroll = 1;  // no registers are left for more
+  // The lane of the page's order whose values a lane expands.
+  static __host__ __device__ constexpr int value_lane(int lane) { return lane; }
 
   static constexpr int kCentrePitch = D + 16;  // int8 centre, fp16 step, padding: as in the page
 
@@ -74,12 +101,6 @@ struct Layout {
   }
   static_assert(kStages % 128 == 0 && kStageBytes % 128 == 0);
 };
-
-// Chunk c of row `coordinate` of a tile of values lies at chunk c ^ value_swizzle(coordinate): the rows of an
-// ldmatrix lie in different banks, and so do the chunks that 8 lanes write (two neighbouring coordinates).
-__host__ __device__ constexpr int value_swizzle(int coordinate) {
-  return (coordinate & 1) << 2 | (coordinate >> 1 & 3);
-}
 
 // Words of shared memory that warps leave each other.
 struct Flags {                     // of tile n in [n % 4]

@@ -23,13 +23,19 @@ __device__ inline float widen(bool bf16, std::uint32_t bits) {
               : __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
 }
 
+// Element x of a row of a tile of queries.
+template <class L>
+__device__ inline std::uint8_t* element_at(std::uint8_t* queries, int row, int x) {
+  return queries + L::query_at(row, x >> 3) + 2 * (x & 7);
+}
+
 // The warp's rows of a tile: raw, or with `rotated` as H (query_signs * q) / sqrt(D). Each row is scaled by a
 // power of two to the upper end of fp16; row_scale takes its products back to scores (softcap: before the
 // cap; else times log2 e).
-template <int D>
+template <class L>
 __device__ inline void load_queries(const AttendArgs& a, const Work& w, bool rotated, std::uint8_t* queries,
                                     float* row_scale) {
-  using L = Layout<D>;
+  constexpr int D = L::kDim;
   const int lane = static_cast<int>(threadIdx.x & 31), warp = static_cast<int>(threadIdx.x >> 5);
   const int g = lane >> 2, q = lane & 3, group = a.q_heads / a.pages.kv_heads;
   const bool bf16 = a.query.dtype == DType::kBF16;
@@ -74,7 +80,7 @@ __device__ inline void load_queries(const AttendArgs& a, const Work& w, bool rot
       const int row = first + 8 * half;
 #pragma unroll
       for (int j = 0; j < D / 8; ++j)
-        *reinterpret_cast<std::uint32_t*>(queries + row * L::kPitch + 2 * stored_position<D>(8 * j + 2 * q)) =
+        *reinterpret_cast<std::uint32_t*>(element_at<L>(queries, row, stored_position<D>(8 * j + 2 * q))) =
             pack_half2(x[j][2 * half] * unit, x[j][2 * half + 1] * unit);
       if (q == 0) row_scale[row] = fmaxf(sign * factor / unit, 1e-37f);
     }

@@ -51,6 +51,14 @@ __device__ inline std::uint32_t largest_bits(const uint4& x) {
   return max(m & 0xffffu, m >> 16);
 }
 
+// Of a warp's lanes.
+__device__ inline void note_largest(std::uint32_t key, std::uint32_t value, std::uint32_t* largest) {
+  key = __reduce_max_sync(0xffffffffu, key), value = __reduce_max_sync(0xffffffffu, value);
+  if ((threadIdx.x & 31) != 0) return;
+  atomicMax(largest, key);
+  atomicMax(largest + 1, value);
+}
+
 // largest[0], [1]: the bits of the largest |key| and |value| of the tokens that are finite, in the tokens'
 // dtype; not_finite: the tokens whose values are not.
 template <int D>
@@ -67,11 +75,7 @@ __device__ inline void measure_raw(const RawTokens& tokens, int count, std::uint
     if (v < infinity) values = max(values, v);
     else atomicOr(not_finite + (slot >> 5), 1u << (slot & 31));
   }
-  keys = __reduce_max_sync(0xffffffffu, keys), values = __reduce_max_sync(0xffffffffu, values);
-  if ((threadIdx.x & 31) == 0) {
-    atomicMax(largest, keys);
-    atomicMax(largest + 1, values);
-  }
+  note_largest(keys, values, largest);
 }
 
 // Two elements times `unit` as fp16.
@@ -80,13 +84,15 @@ __device__ inline std::uint32_t rescale(bool bf16, std::uint32_t two, float unit
 }
 
 // Coordinates e .. e + 7 of a key are two pieces of a row of the tile.
-template <int D>
-__device__ inline void store_key(const uint4& x, int e, std::uint8_t* row) {
+template <class L>
+__device__ inline void store_key(const uint4& x, int e, std::uint8_t* keys, int row) {
+  constexpr int D = L::kDim;
   if (e < D / 32 * 32) {
-    *reinterpret_cast<uint2*>(row + 2 * stored_position<D>(e)) = {x.x, x.y};
-    *reinterpret_cast<uint2*>(row + 2 * stored_position<D>(e + 4)) = {x.z, x.w};
+    const int low = stored_position<D>(e), high = stored_position<D>(e + 4);
+    *reinterpret_cast<uint2*>(keys + L::key_at(row, low >> 3) + 2 * (low & 7)) = {x.x, x.y};
+    *reinterpret_cast<uint2*>(keys + L::key_at(row, high >> 3) + 2 * (high & 7)) = {x.z, x.w};
   } else {
-    *reinterpret_cast<uint4*>(row + 2 * e) = x;
+    *reinterpret_cast<uint4*>(keys + L::key_at(row, e >> 3)) = x;
   }
 }
 
@@ -101,43 +107,59 @@ __device__ inline RawUnits raw_units(bool rotated, bool bf16, const std::uint32_
   return {key > 32768.0f ? fp16_unit(key) : 1.0f, fp16_unit(widen(bf16, largest[1]))};
 }
 
+// Coordinates e .. e + 7 of the key of `slot`.
+template <class L>
+__device__ inline void store_raw_key(const uint4& x, bool bf16, float unit, int slot, int e,
+                                     std::uint8_t* keys) {
+  store_key<L>({rescale(bf16, x.x, unit), rescale(bf16, x.y, unit), rescale(bf16, x.z, unit),
+                rescale(bf16, x.w, unit)},
+               e, keys, tile_row(slot));
+}
+
+// Coordinates e .. e + 3 of the values of the eight tokens of a chunk: token k is slot chunk_slot(chunk, k).
+__device__ inline int chunk_slot(int chunk, int k) {
+  return tile_token(8 * chunk) + tile_token(k);
+}
+template <class L>
+__device__ inline void store_raw_values(const uint2 (&token)[8], bool bf16, float unit, int chunk, int e,
+                                        std::uint8_t* values) {
+#pragma unroll
+  for (int c = 0; c < 4; ++c) {
+    float x[8];
+#pragma unroll
+    for (int k = 0; k < 8; ++k) {
+      const std::uint32_t two = c < 2 ? token[k].x : token[k].y;
+      x[k] = widen(bf16, c % 2 == 0 ? two & 0xffffu : two >> 16) * unit;
+      if (!isfinite(x[k])) x[k] = 0.0f;
+    }
+    *reinterpret_cast<uint4*>(values + L::value_at(e + c, chunk)) = {
+        pack_half2(x[0], x[1]), pack_half2(x[2], x[3]), pack_half2(x[4], x[5]), pack_half2(x[6], x[7])};
+  }
+}
+
 // The tokens into a tile; slots from `count` on become 0, and values that are not finite too.
-template <int D>
+template <class L>
 __device__ inline void load_raw(const RawTokens& tokens, int count, const RawUnits& units, std::uint8_t* keys,
                                 std::uint8_t* values, float* centred) {
-  using L = Layout<D>;
+  constexpr int D = L::kDim;
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-  const bool bf16 = tokens.bf16;
   for (int index = thread; index < kPageTokens * (D / 8); index += threads) {
     const int slot = index / (D / 8), e = 8 * (index - slot * (D / 8));
     uint4 x{};
     if (slot < count) x = *reinterpret_cast<const uint4*>(tokens.key(slot) + e);
-    store_key<D>({rescale(bf16, x.x, units.key), rescale(bf16, x.y, units.key), rescale(bf16, x.z, units.key),
-                  rescale(bf16, x.w, units.key)},
-                 e, keys + tile_row(slot) * L::kPitch);
+    store_raw_key<L>(x, tokens.bf16, units.key, slot, e, keys);
   }
   // 8 tokens of 4 coordinates; neighbouring threads write different chunks of one row.
   for (int index = thread; index < kPageTokens / 8 * (D / 4); index += threads) {
     const int chunk = index & 7, e = 4 * (index >> 3);
-    std::uint32_t token[8][2];
+    uint2 token[8];
 #pragma unroll
     for (int k = 0; k < 8; ++k) {
-      const int slot = tile_token(8 * chunk) + tile_token(k);
-      uint2 two{};
-      if (slot < count) two = *reinterpret_cast<const uint2*>(tokens.value(slot) + e);
-      token[k][0] = two.x, token[k][1] = two.y;
+      const int slot = chunk_slot(chunk, k);
+      token[k] = {};
+      if (slot < count) token[k] = *reinterpret_cast<const uint2*>(tokens.value(slot) + e);
     }
-#pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      float x[8];
-#pragma unroll
-      for (int k = 0; k < 8; ++k) {
-        x[k] = widen(bf16, c % 2 == 0 ? token[k][c / 2] & 0xffffu : token[k][c / 2] >> 16) * units.value;
-        if (!isfinite(x[k])) x[k] = 0.0f;
-      }
-      *reinterpret_cast<uint4*>(values + (e + c) * L::kValuePitch + (chunk ^ value_swizzle(e + c)) * 16) = {
-          pack_half2(x[0], x[1]), pack_half2(x[2], x[3]), pack_half2(x[4], x[5]), pack_half2(x[6], x[7])};
-    }
+    store_raw_values<L>(token, tokens.bf16, units.value, chunk, e, values);
   }
   if (thread < kPageTokens) centred[thread] = 0.0f;
 }
