@@ -12,6 +12,7 @@ from torch import Tensor
 from fidelity.attended import attended_balance
 from fidelity.codec import Coded, Layer
 from turboquant import ops
+from turboquant.metric import key_metric
 from turboquant.settings import sign_seed
 
 PAGE_TOKENS = 64
@@ -22,7 +23,8 @@ class Recipe:
     """`calls`: tokens of each call that writes the cache, the last one repeated; none: the whole text in one, as a prefill. The first
     `hold` tokens are coded in one call, when there are that many (with `Exact(hold=...)`: until then they are read as they are).
     `balance`: "first call" (the product's default), "first 128 tokens" whatever the calls are, "off", "attended" (attended.py) of the
-    first `attended` tokens (0: all), or "calibrated", from `balances` (a layer's index -> [kv_heads, head_dim])."""
+    first `attended` tokens (0: all), or "calibrated", from `balances` (a layer's index -> [kv_heads, head_dim]). `metric`: of the first
+    call's queries."""
 
     k_bits: int
     v_bits: int
@@ -32,6 +34,7 @@ class Recipe:
     seed: int = 0
     hold: int = 0
     attended: int = 0
+    metric: bool = True
 
     def __call__(self, layer: Layer) -> Coded:
         heads, tokens, dim = layer.keys.shape
@@ -43,8 +46,9 @@ class Recipe:
         base = ops.hadamard_base(dim).to(device) if ops.hadamard_base_size(dim) > 1 else None
         calls = call_sizes(tokens, self.calls, self.hold)
         balance = attended_balance(layer, self.attended) if self.balance == "attended" else self._balance(layer.index, query, keys, calls[0])
-        calls = joined(calls)
         key_signs, query_signs = key_signs / balance, key_signs * balance
+        metric = key_metric(layer.query[None, :, : calls[0]], None, query_signs, base) if self.metric else None
+        calls = joined(calls)
 
         count = -(-tokens // PAGE_TOKENS)
         table = torch.arange(count, dtype=torch.int32, device=device)[None]
@@ -55,7 +59,7 @@ class Recipe:
         for size in calls:
             ops.encode(
                 keys[done : done + size], values[done : done + size], starts[size], table, lengths, None, pages, None, None,
-                key_signs, value_signs, base, self.k_bits, self.v_bits, 0,
+                key_signs, value_signs, base, self.k_bits, self.v_bits, 0, False, metric,
             )  # fmt: skip
             done += size
             lengths += size

@@ -119,6 +119,11 @@ for bits in (4, 3, 2):
     _add(f"paper Prod {bits}/{bits}", "paper", _both(paper.prod(bits, bits)))
 _add(f"paper MSE 4/4 fringe {_label(FRINGE)}", "paper", _both(paper.mse(4, 4), FRINGE))
 
+for bits in (4, 3, 2):
+    _add(f"recipe {bits}/{bits} no metric", "ablation", _both(Recipe(bits, bits, metric=False)))
+    _add(f"recipe {bits}/{bits} fringe {_label(FRINGE)} no metric", "ablation", _both(Recipe(bits, bits, metric=False), FRINGE))
+_add("recipe 4/4 append no metric", "ablation", _both(Recipe(4, 4, calls=(1,), hold=HOLD, metric=False), APPEND))
+
 # Ablations. What the product can do is the product's; the rest is the sketch of the recipe (recipe.py), "sketch: as the product"
 # among them. All at 4/4 bits, everything coded, but where a fringe is named.
 _add("recipe 4/4 balance off", "ablation", _both(Recipe(4, 4, balance="off")))

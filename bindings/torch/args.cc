@@ -82,6 +82,13 @@ const float* signs_of(const char* name, const Tensor& signs, const Sizes& sizes)
   return floats({name, signs}, {{"kv_heads", sizes.kv_heads}, {"head_dim", sizes.head_dim}});
 }
 
+const std::int8_t* metric_of(const OptionalTensor& metric, const Sizes& sizes) {
+  if (!metric) return nullptr;
+  return static_cast<const std::int8_t*>(
+      data({"key_metric", *metric}, ScalarType::Char,
+           {{"kv_heads", sizes.kv_heads}, {"head_dim", sizes.head_dim}, {"head_dim", sizes.head_dim}}));
+}
+
 void set_base(const OptionalTensor& base, int& size, const float*& matrix) {
   if (!base) return;
   const Argument argument{"base", *base};

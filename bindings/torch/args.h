@@ -34,6 +34,8 @@ Fringe fringe_of(const OptionalTensor& fringe, const OptionalTensor& recent_star
 
 // Signs [kv_heads, head_dim] float32.
 const float* signs_of(const char* name, const Tensor& signs, const Sizes& sizes);
+// key_metric [kv_heads, head_dim, head_dim] int8; None: null.
+const std::int8_t* metric_of(const OptionalTensor& metric, const Sizes& sizes);
 // base [m, m] float32; None, or m = 1: none.
 void set_base(const OptionalTensor& base, int& size, const float*& matrix);
 

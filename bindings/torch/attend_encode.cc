@@ -103,7 +103,8 @@ Tensor attend_encode(const Tensor& query, const Tensor& keys, const Tensor& valu
                      const OptionalTensor& recent_starts, const Tensor& key_signs, const Tensor& query_signs,
                      const Tensor& value_signs, const OptionalTensor& base, const OptionalTensor& sinks,
                      std::int64_t k_bits, std::int64_t v_bits, std::int64_t fringe_first, double scale,
-                     double softcap, std::int64_t window, bool settled, const OptionalTensor& workspace) {
+                     double softcap, std::int64_t window, bool settled, const OptionalTensor& workspace,
+                     const OptionalTensor& key_metric) {
   const Call call({{"query", query},
                    {"keys", keys},
                    {"values", values},
@@ -119,7 +120,8 @@ Tensor attend_encode(const Tensor& query, const Tensor& keys, const Tensor& valu
                    {"value_signs", value_signs},
                    {"base", base},
                    {"sinks", sinks},
-                   {"workspace", workspace}});
+                   {"workspace", workspace},
+                   {"key_metric", key_metric}});
   Argument{"query", query}.shaped({{"sequences"}, {"q_heads"}, {"tokens"}, {"head_dim"}});
   Step step{.sizes = {.tokens = query.size(0) * query.size(2), .head_dim = query.size(3)},
             .tokens = query.size(2),
@@ -135,6 +137,7 @@ Tensor attend_encode(const Tensor& query, const Tensor& keys, const Tensor& valu
   write.basis.query_signs = signs_of("query_signs", query_signs, sizes);
   write.basis.value_signs = signs_of("value_signs", value_signs, sizes);
   set_base(base, write.basis.base, write.basis.base_matrix);
+  write.basis.key_metric = metric_of(key_metric, sizes);
   // What encode reads was there before attend began, since attend reads it as well.
   write.settled = true;
   AttendArgs& read = step.read;

@@ -11,7 +11,7 @@ void encode(const Tensor& keys, const Tensor& values, const Tensor& token_starts
             const Tensor& lengths, const OptionalTensor& starts, const Tensor& pages,
             const OptionalTensor& fringe, const OptionalTensor& recent_starts, const Tensor& key_signs,
             const Tensor& value_signs, const OptionalTensor& base, std::int64_t k_bits, std::int64_t v_bits,
-            std::int64_t fringe_first, bool settled) {
+            std::int64_t fringe_first, bool settled, const OptionalTensor& key_metric) {
   const Call call({{"keys", keys},
                    {"values", values},
                    {"token_starts", token_starts},
@@ -23,7 +23,8 @@ void encode(const Tensor& keys, const Tensor& values, const Tensor& token_starts
                    {"recent_starts", recent_starts},
                    {"key_signs", key_signs},
                    {"value_signs", value_signs},
-                   {"base", base}});
+                   {"base", base},
+                   {"key_metric", key_metric}});
   Argument{"keys", keys}.shaped({{"tokens"}, {"kv_heads"}, {"head_dim"}});
   Sizes sizes{.tokens = keys.size(0), .head_dim = keys.size(2)};
   EncodeArgs args;
@@ -36,6 +37,7 @@ void encode(const Tensor& keys, const Tensor& values, const Tensor& token_starts
   args.basis.key_signs = signs_of("key_signs", key_signs, sizes);
   args.basis.value_signs = signs_of("value_signs", value_signs, sizes);
   set_base(base, args.basis.base, args.basis.base_matrix);
+  args.basis.key_metric = metric_of(key_metric, sizes);
   args.settled = settled;
   require(turboquant::encode(args, call.context()));
 }

@@ -10,7 +10,7 @@ STABLE_TORCH_LIBRARY(turboquant, m) {
       "encode(Tensor keys, Tensor values, Tensor token_starts, Tensor page_table, Tensor lengths, "
       "Tensor? starts, Tensor(a!) pages, Tensor(b!)? fringe, Tensor? recent_starts, "
       "Tensor key_signs, Tensor value_signs, Tensor? base, int k_bits, int v_bits, int fringe_first, "
-      "bool settled=False) -> ()");
+      "bool settled=False, Tensor? key_metric=None) -> ()");
   m.def(
       "decode(Tensor pages, Tensor page_table, Tensor lengths, Tensor? starts, Tensor? fringe, "
       "Tensor? recent_starts, Tensor query_signs, Tensor value_signs, Tensor? base, int head_dim, "
@@ -27,13 +27,13 @@ STABLE_TORCH_LIBRARY(turboquant, m) {
       "Tensor page_table, Tensor lengths, Tensor? starts, Tensor(b!)? fringe, Tensor? recent_starts, "
       "Tensor key_signs, Tensor query_signs, Tensor value_signs, Tensor? base, Tensor? sinks, int k_bits, "
       "int v_bits, int fringe_first, float scale, float softcap, int window, bool settled=False, "
-      "Tensor(z!)? workspace=None) -> Tensor");
+      "Tensor(z!)? workspace=None, Tensor? key_metric=None) -> Tensor");
   m.def(
       "prepare_attend_encode(Tensor query, Tensor keys, Tensor values, Tensor token_starts, Tensor pages, "
       "Tensor page_table, Tensor lengths, Tensor? starts, Tensor? fringe, Tensor? recent_starts, "
       "Tensor key_signs, Tensor query_signs, Tensor value_signs, Tensor? base, Tensor? sinks, int k_bits, "
       "int v_bits, int fringe_first, float scale, float softcap, int window, bool settled=False, "
-      "Tensor? workspace=None) -> Tensor");
+      "Tensor? workspace=None, Tensor? key_metric=None) -> Tensor");
   m.def(  // what `state` refers to counts as a part of it: pages, fringe, workspace
       "attend_encode_prepared(Tensor query, Tensor keys, Tensor values, Tensor lengths, Tensor(a!) state) "
       "-> Tensor");

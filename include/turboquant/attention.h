@@ -26,6 +26,10 @@ struct Basis {
   const float* value_signs = nullptr;  // [kv_heads, head_dim]: +-1, multiplies values and outputs
   int base = 1;                        // m of the Hadamard plan (rotation.h), 1 for head_dim = 2^k
   const float* base_matrix = nullptr;  // [base, base], null where base is 1
+  // [kv_heads, head_dim, head_dim], symmetric: what an error of a rotated key costs, up to a factor
+  // (docs/adr/0008). encode lowers that by what codes it takes; null: all directions cost alike. Only encode
+  // reads it.
+  const std::int8_t* key_metric = nullptr;
 };
 
 struct Pages {

@@ -32,7 +32,8 @@ class TurboQuantCache(Cache):
     keeps none. `balance` takes per-channel weights from the first tokens' queries and keys; the path of a file (or a
     `Calibration`) that `python -m turboquant.calibrate` wrote takes them from there. `hold`: a cache of fewer tokens keeps them
     as the model gave them, and codes them all at once when there are that many, since a page wants its tokens' mean and a balance
-    its queries; 0 codes each call at once. `seed` draws
+    its queries; 0 codes each call at once. `metric` chooses codes of keys by what the first tokens' queries make of their errors:
+    `head_dim ** 2` bytes a KV head, and a slower encode. `seed` draws
     the rotations: the same seed and calls give the same bytes. `max_tokens` allocates pages for that many
     tokens (padding included) of each sequence at the first call; without it they grow. `offloading` keeps
     the pages of layers that do not compute in host memory. What is not supported is refused here, with the
@@ -50,6 +51,7 @@ class TurboQuantCache(Cache):
         max_tokens: int | None = None,
         offloading: bool = False,
         hold: int = HOLD,
+        metric: bool = True,
     ) -> None:
         first, recent = _checked_fringe(fringe)
         if not 0 <= seed < 1 << 47:
@@ -63,7 +65,7 @@ class TurboQuantCache(Cache):
         calibration = as_calibration(balance)
         if calibration is not None:
             calibration.check_config(text)
-        self.settings = CacheSettings(k_bits, v_bits, first, recent, bool(balance), seed, max_tokens, calibration, hold)
+        self.settings = CacheSettings(k_bits, v_bits, first, recent, bool(balance), seed, max_tokens, calibration, metric, hold)
 
         layers = _stock_layers(text)
         full = [i for i, layer in enumerate(layers) if type(layer) is DynamicLayer]

@@ -13,6 +13,7 @@ from ._errors import translated
 from .calibration import Calibration
 from .carrier import Carrier, Step, in_rows, rows_of
 from .held import Held
+from .metric import key_metric
 from .options import LastOptions, Options
 from .pages import PAGE_TOKENS, PagePool, PageTable
 from .prepared import Prepared
@@ -113,7 +114,7 @@ class TurboQuantLayer(CacheLayerMixin):
         self._set_starts(tuple(min(start, kept) for start in self.starts))
 
     def reset(self) -> None:
-        """Forgets all tokens and the balance of the first ones; the memory stays for the next ones."""
+        """Forgets all tokens, and the balance and metric of the first ones; the memory stays for the next ones."""
         self.pending = self.held = None
         if not self.is_initialized:
             return
@@ -186,7 +187,7 @@ class TurboQuantLayer(CacheLayerMixin):
         own = in_rows(query), in_rows(step.keys), in_rows(step.values)
         arguments = (
             *own, token_starts, pages.pool.data, pages.table, self._lengths(), self.starts_tensor, self.fringe,
-            self.recent_starts, self.key_signs, self.query_signs, self.value_signs, self.base, options.sinks, *numbers, workspace,
+            self.recent_starts, self.key_signs, self.query_signs, self.value_signs, self.base, options.sinks, *numbers, workspace, self.key_metric,
         )  # fmt: skip
         try:
             out = ops.attend_encode(*arguments)
@@ -237,8 +238,8 @@ class TurboQuantLayer(CacheLayerMixin):
         return out
 
     def attended(self, step: Step, query: torch.Tensor) -> None:
-        """One reader has its output. The first tokens' queries and keys fix the balance; the last reader stores."""
-        if self.settings.balance and not self.balance_frozen and step.queries is None:
+        """One reader has its output. The first tokens' queries and keys fix balance and metric; the last reader stores."""
+        if (self.settings.balance or self.settings.metric) and not self.balance_frozen and step.queries is None:
             step.queries = query
         step.unread -= 1
         if step.unread <= 0:
@@ -248,7 +249,7 @@ class TurboQuantLayer(CacheLayerMixin):
         """Encodes the step's tokens, or holds them."""
         if step.tokens:
             if self.pages.length:
-                self._encode(step.keys, step.values, self.key_signs)
+                self._encode(step.keys, step.values, self.key_signs, self.key_metric)
             else:
                 self._begin(step)
         self._stored(step)
@@ -260,15 +261,19 @@ class TurboQuantLayer(CacheLayerMixin):
         if held.tokens < self.settings.hold:
             self.held = held if self.held is not None else held.copy()
             return
-        key_signs, query_signs = self.key_signs, self.query_signs
+        settings, key_signs, query_signs, metric = self.settings, self.key_signs, self.query_signs, self.key_metric
         if held.queries is not None and not self.balance_frozen:
-            token_starts = self.settings.token_starts(self.batch, held.tokens, self.device)
-            balance = ops.balance(rows_of(held.queries), rows_of(held.keys), token_starts, self.starts_tensor)
-            key_signs, query_signs = self.signs / balance, self.signs * balance
-        self._encode(held.keys, held.values, key_signs)
-        self.key_signs, self.query_signs, self.balance_frozen, self.held = key_signs, query_signs, True, None
+            if settings.balance and settings.calibration is None:
+                token_starts = settings.token_starts(self.batch, held.tokens, self.device)
+                balance = ops.balance(rows_of(held.queries), rows_of(held.keys), token_starts, self.starts_tensor)
+                key_signs, query_signs = self.signs / balance, self.signs * balance
+            if settings.metric:
+                metric = key_metric(held.queries, self.starts_tensor, query_signs, self.base)
+        self._encode(held.keys, held.values, key_signs, metric)
+        self.key_signs, self.query_signs, self.key_metric = key_signs, query_signs, metric
+        self.balance_frozen, self.held = True, None
 
-    def _encode(self, keys: torch.Tensor, values: torch.Tensor, key_signs: torch.Tensor) -> None:
+    def _encode(self, keys: torch.Tensor, values: torch.Tensor, key_signs: torch.Tensor, metric: torch.Tensor | None) -> None:
         """Stores tokens behind those in the pages."""
         self.prepared = None
         settings, pages, tokens = self.settings, self.pages, keys.shape[2]
@@ -277,7 +282,7 @@ class TurboQuantLayer(CacheLayerMixin):
             ops.encode(
                 rows_of(keys), rows_of(values), settings.token_starts(self.batch, tokens, self.device), pages.table,
                 self._lengths(), self.starts_tensor, pages.pool.data, self.fringe, self.recent_starts,
-                key_signs, self.value_signs, self.base, settings.k_bits, settings.v_bits, settings.fringe_first,
+                key_signs, self.value_signs, self.base, settings.k_bits, settings.v_bits, settings.fringe_first, False, metric,
             )  # fmt: skip
         except BaseException:
             pages.truncate(pages.length)
@@ -366,7 +371,8 @@ class TurboQuantLayer(CacheLayerMixin):
             "fringe": (self.fringe,),
             "tables": (self.pages.table, self.recent_starts, self.starts_tensor),
             "signs": (self.signs, self.value_signs, self.base)
-            + ((self.key_signs, self.query_signs) if self.key_signs is not self.signs else ()),
+            + ((self.key_signs, self.query_signs) if self.key_signs is not self.signs else ())
+            + (self.key_metric,),
             "pending": self.pending.tensors() if self.pending else (),
             "host": (self.prepared.state,) if self.prepared else (),
         }
@@ -374,10 +380,11 @@ class TurboQuantLayer(CacheLayerMixin):
         return {name: sum(t.nbytes for t in tensors if t is not None) for name, tensors in parts.items()} | {"held": held}
 
     def _begin_balance(self) -> None:
-        """Balance 1 until the first tokens bring their own; the calibration's for good."""
+        """Balance 1 and no metric until the first tokens bring their own; a calibration's balance for good."""
         self.key_signs = self.query_signs = self.signs
+        self.key_metric: torch.Tensor | None = None
         calibration = self.settings.calibration
-        self.balance_frozen = calibration is not None
+        self.balance_frozen = calibration is not None and not self.settings.metric
         if calibration is None:
             return
         balance = balance_from(calibration, self.index, self.signs)

@@ -101,6 +101,7 @@ def encode(
     v_bits: int,
     fringe_first: int,
     settled: bool = False,
+    key_metric: Tensor | None = None,
 ) -> None:
     """Stores the call's keys and values into ``pages`` (and ``fringe``) at positions ``lengths[i]`` on.
 
@@ -110,10 +111,13 @@ def encode(
     ``settled`` (CUDA): True promises that all arguments were complete before the stream's previous kernel
     began, the `attend` of the same tokens, say. The two may then overlap, and so may the next kernel. In
     these promises a settled `encode` counts as a part of the kernel before it.
+
+    ``key_metric`` int8 ``[kv_heads, head_dim, head_dim]``, symmetric, or None: what an error of a rotated key costs, which the
+    choice of codes then lowers (``vectors.key_metric`` makes it of queries; docs/adr/0008).
     """
     _call(
         _ops.encode.default, keys, values, token_starts, page_table, lengths, starts, pages, fringe,
-        recent_starts, key_signs, value_signs, base, k_bits, v_bits, fringe_first, settled,
+        recent_starts, key_signs, value_signs, base, k_bits, v_bits, fringe_first, settled, key_metric,
     )  # fmt: skip
 
 
@@ -218,18 +222,19 @@ def attend_encode(
     window: int = 0,
     settled: bool = False,
     workspace: Tensor | None = None,
+    key_metric: Tensor | None = None,
 ) -> Tensor:
     """A step of decoding in one call: `attend`'s ``out``, then `encode` of the same keys and values.
 
     ``query``, ``keys`` and ``values`` are as models have them, ``[sequences, heads, tokens, head_dim]``, so all sequences
     bring as many tokens; where that is more than one, sequences follow one another at the stride of tokens (transposed
     ``[sequences, tokens, heads, head_dim]``). Returns ``out`` as ``[sequences, tokens, q_heads, head_dim]``, contiguous. The other
-    arguments as there; ``lengths`` stays as it is. ``settled`` (CUDA) is `attend`'s.
+    arguments as there; ``lengths`` stays as it is. ``settled`` (CUDA) is `attend`'s, ``key_metric`` `encode`'s.
     """
     return _call(
         _ops.attend_encode.default, query, keys, values, token_starts, pages, page_table, lengths, starts, fringe,
         recent_starts, key_signs, query_signs, value_signs, base, sinks, k_bits, v_bits, fringe_first, scale,
-        softcap, window, settled, workspace,
+        softcap, window, settled, workspace, key_metric,
     )  # fmt: skip
 
 

@@ -29,6 +29,7 @@ class CacheSettings:
     seed: int
     max_tokens: int | None
     calibration: Calibration | None = None  # balance vectors from a file, which then are the balance
+    metric: bool = False  # codes of keys are chosen by what queries make of their errors (metric.py)
     hold: int = 0  # the first tokens are coded when there are so many (held.py); 0: at once
     masks: MaskReader = field(default_factory=MaskReader)
     warned: set[str] = field(default_factory=set)

@@ -39,10 +39,11 @@ class TurboQuantStaticCache(Cache):
         fringe: tuple[int, int] | None = (4, 28),
         balance: bool | str | Path | Calibration = True,
         seed: int = 0,
+        metric: bool = True,
     ) -> None:
         if max_tokens is None:
             raise ValueError("max_tokens=None: a static cache is of a fixed size; TurboQuantCache grows")
-        growing = TurboQuantCache(config, k_bits, v_bits, fringe, balance, seed, max_tokens, hold=0)  # its checks are ours
+        growing = TurboQuantCache(config, k_bits, v_bits, fringe, balance, seed, max_tokens, hold=0, metric=metric)  # its checks are ours
         text = config.get_text_config(decoder=True)
         self.settings = growing.settings
         layers = list(growing.layers)

@@ -11,6 +11,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from . import ops
 from .carrier import in_rows, rows_of
+from .metric import key_metric
 from .settings import CacheSettings, sign_seed
 from .static_mask import read_first_mask, read_later_mask
 from .static_state import StaticState, allocates, fixed
@@ -99,6 +100,9 @@ class TurboQuantStaticLayer(CacheLayerMixin):
         self.signs = key_signs  # xi
         # [3, kv_heads, head_dim], one input of a compiled step: what keys, queries and values are multiplied by.
         self.all_signs = fixed(torch.stack([key_signs, key_signs, value_signs]))
+        self.key_metric = None
+        if settings.metric:
+            self.key_metric = fixed(torch.zeros((kv_heads, head_dim, head_dim), dtype=torch.int8, device=device))
         self.begin_balance()
         base = ops.hadamard_base(head_dim)
         self.base = None if base.shape[0] == 1 else fixed(base.to(device, non_blocking=True))
@@ -168,7 +172,7 @@ class TurboQuantStaticLayer(CacheLayerMixin):
             if step.index == state.first and first_reader:
                 read_first_mask(state, mask, tokens)
             out = exact()
-            if self.settings.balance and not self.balance_frozen and first_reader:
+            if (self.settings.balance or self.settings.metric) and not self.balance_frozen and first_reader:
                 self.take_balance(step, query)
             if last_reader:
                 self.encode(step)
@@ -194,7 +198,7 @@ class TurboQuantStaticLayer(CacheLayerMixin):
         # Settled: all but the call's own is of the step before, and a model has kernels in between. Sinks may be converted just now.
         settled = tokens == 1 and options.sinks is None and state.unseen()
         if encode:
-            return ops.attend_encode(*(in_rows(x) for x in own), *rest, key_signs, *basis, *numbers, settled, workspace)
+            return ops.attend_encode(*(in_rows(x) for x in own), *rest, key_signs, *basis, *numbers, settled, workspace, self.key_metric)
         out, _ = ops.attend(*(rows_of(x) for x in own), *rest, *basis, *numbers, settled, workspace)
         return out.view(batch, tokens, heads, head_dim)
 
@@ -203,18 +207,23 @@ class TurboQuantStaticLayer(CacheLayerMixin):
         ops.encode(
             rows_of(step.keys), rows_of(step.values), state.token_starts(step.tokens), state.table, state.position(step.tokens),
             state.starts, self.pages, self.fringe, state.recent_starts, self.key_signs, self.all_signs[2], self.base,
-            *state.widths,
+            *state.widths, False, self.key_metric,
         )  # fmt: skip
 
     def take_balance(self, step: StaticStep, query: torch.Tensor) -> None:
         state = step.state
-        balance = ops.balance(rows_of(query), rows_of(step.keys), state.token_starts(step.tokens), state.starts)
-        self._set_balance(balance)
+        if self.settings.balance and self.settings.calibration is None:
+            balance = ops.balance(rows_of(query), rows_of(step.keys), state.token_starts(step.tokens), state.starts)
+            self._set_balance(balance)
+        if self.key_metric is not None:
+            self.key_metric.copy_(key_metric(query, state.starts, self.all_signs[1], self.base))
 
     def begin_balance(self) -> None:
-        """Balance 1 until the first call brings its own; the calibration's for good."""
+        """Balance 1 and a metric of 0 until the first call brings its own; a calibration's balance for good."""
         calibration = self.settings.calibration
-        self.balance_frozen = calibration is not None
+        self.balance_frozen = calibration is not None and not self.settings.metric
+        if self.key_metric is not None:
+            self.key_metric.zero_()
         self._set_balance(balance_from(calibration, self.index, self.signs) if calibration else torch.ones_like(self.signs))
 
     def _set_balance(self, balance: torch.Tensor) -> None:
@@ -249,6 +258,6 @@ class TurboQuantStaticLayer(CacheLayerMixin):
         parts = {
             "pages": (self.pages,),
             "fringe": (self.fringe,),
-            "signs": (self.signs, self.all_signs, self.base),
+            "signs": (self.signs, self.all_signs, self.base, self.key_metric),
         }
         return {name: sum(t.nbytes for t in tensors if t is not None) for name, tensors in parts.items()}

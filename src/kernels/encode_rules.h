@@ -35,6 +35,12 @@
 //  5. For each candidate the thresholds of core/tables.h turn levels into magnitudes T_e. With
 //     A = sum level_e T_e and B = sum T_e^2 the candidate of the greatest A^2 / B wins, the first of equals:
 //     candidate j beats i if (A_j A_j) B_i > (A_i A_i) B_j, products of the sums as fp32.
+//  5a. A key of a head that has a key_metric M (symmetric, int8; attention.h) then changes codes. With
+//     r = sqrt(N / B), fp32, a signed magnitude s is S = +-rint(r |s|) levels (rounded once before), and a
+//     coordinate is off by E_e = its signed level less S_e, clamped to +-127; g = M E. At most 8 times: of
+//     all moves D of one coordinate from its S to the next above or below, the one of the least fp32(D)
+//     fp32(D M_ee - 2 g_e) is made, if that is below 0; the first coordinate of equals, and up before down.
+//     Then g_f -= D M_ef for all f. B is that of the new magnitudes.
 //  6. The stored scale is ((m / f) fp32(1 / sqrt(d))) (64 half_steps / 255) sqrt(N / B), N = sum level_e^2,
 //  as
 //     fp16, clamped to 65504.

@@ -63,6 +63,7 @@ class DeviceWorld {
         query_signs(world.query_signs),
         value_signs(world.value_signs),
         base_matrix(world.plan.base > 1 ? world.plan.base_matrix : std::vector<float>()),
+        key_metric(world.key_metric),
         table(world.table),
         lengths(world.lengths),
         starts(world.shape.starts),
@@ -88,7 +89,7 @@ class DeviceWorld {
   Pages pages() {
     return {shape.format, shape.kv_heads, static_cast<std::int64_t>(table.size()), page_bytes.data()};
   }
-  Basis basis() const { return {key_signs, query_signs, value_signs, plan_base, base_matrix}; }
+  Basis basis() const { return {key_signs, query_signs, value_signs, plan_base, base_matrix, key_metric}; }
   Fringe fringe() {
     if (fringe_halves.size() == 0) return {};
     return {shape.fringe_first, shape.fringe_recent, fringe_halves.data(), recent_starts};

@@ -45,6 +45,19 @@ TEST(Encode, WritesTheReferencesBytesAtEveryPairOfWidths) {
       }
 }
 
+TEST(Encode, WritesTheReferencesBytesWithAMetric) {
+  for (int d = kMinPageHeadDim; d <= kMaxPageHeadDim; d += 16)
+    for (int bits = 2; bits <= 4; ++bits) {
+      Shape shape;
+      shape.format = {d, bits, 4};
+      shape.max_pages = 3;
+      shape.fringe_first = 1;
+      shape.fringe_recent = 5;
+      shape.metric = true;
+      expect_same(shape, {{70, 33}, {1, 1}, {3, 40}}, name_of(shape.format), kDTypes[d / 16 % 3]);
+    }
+}
+
 TEST(Encode, WritesTheReferencesBytesFromEveryDType) {
   for (const DType dtype : kDTypes)
     for (const int d : {64, 80, 128}) {

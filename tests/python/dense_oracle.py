@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, Dynam
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from turboquant import ops
 from turboquant.cache import HOLD
+from turboquant.metric import key_metric
 from turboquant.settings import sign_seed
 
 NAME = "turboquant_oracle"
@@ -54,11 +55,11 @@ class Handle:
 class OracleLayer(CacheLayerMixin):
     is_sliding, is_croppable = False, True
 
-    def __init__(self, index, k_bits, v_bits, fringe, balance, seed, hold=0):
+    def __init__(self, index, k_bits, v_bits, fringe, balance, seed, hold=0, metric=False):
         super().__init__()
         self.index, self.bits, self.seed = index, (k_bits, v_bits), seed
         self.first, self.recent = fringe or (0, 0)
-        self.balance, self.length = balance, 0
+        self.balance, self.length, self.with_metric = balance, 0, metric
         self.hold, self.calls = hold, []  # (query, keys, values) that wait until there are `hold` tokens
 
     def lazy_initialization(self, key_states, value_states):
@@ -71,7 +72,7 @@ class OracleLayer(CacheLayerMixin):
         self.starts = torch.zeros(batch, dtype=torch.int32, **on)
         self.xi = ops.random_signs(dim, sign_seed(self.seed, self.index, False)).to(**on).repeat(heads, 1)
         self.value_signs = ops.random_signs(dim, sign_seed(self.seed, self.index, True)).to(**on).repeat(heads, 1)
-        self.s = None
+        self.s = self.metric = None
         base = ops.hadamard_base(dim)
         self.base = base.to(**on) if base.shape[0] > 1 else None
         self.is_initialized = True
@@ -113,13 +114,16 @@ class OracleLayer(CacheLayerMixin):
             self.calls, self.length = [], 0
         table, lengths = self._where()
         batch, _, tokens, _ = keys.shape
+        queries = query
         query, keys, values = (x.transpose(1, 2).flatten(0, 1).contiguous() for x in (query, keys, values))
         rows = torch.arange(batch + 1, dtype=torch.int32, device=keys.device) * tokens
         if self.s is None:
             self.s = ops.balance(query, keys, rows, self.starts) if self.balance else torch.ones_like(self.xi)
+            if self.with_metric:
+                self.metric = key_metric(queries, self.starts, self.xi * self.s, self.base)
         ops.encode(
             keys, values, rows, table, lengths, self.starts, self.pages.view(-1, *self.pages.shape[2:]), self.fringe,
-            self.recent_starts, self.xi / self.s, self.value_signs, self.base, *self.bits, self.first,
+            self.recent_starts, self.xi / self.s, self.value_signs, self.base, *self.bits, self.first, False, self.metric,
         )  # fmt: skip
         self.length += tokens
 
@@ -160,10 +164,10 @@ class OracleLayer(CacheLayerMixin):
 
 
 class OracleCache(Cache):
-    def __init__(self, config, k_bits=4, v_bits=4, fringe=(4, 28), balance=True, seed=0, hold=HOLD, dtype=torch.float64):
+    def __init__(self, config, k_bits=4, v_bits=4, fringe=(4, 28), balance=True, seed=0, hold=HOLD, metric=True, dtype=torch.float64):
         layers = DynamicCache(config=config.get_text_config(decoder=True)).layers
         layers = [
-            OracleLayer(i, k_bits, v_bits, fringe, balance, seed, hold) if type(layer) is DynamicLayer else layer
+            OracleLayer(i, k_bits, v_bits, fringe, balance, seed, hold, metric) if type(layer) is DynamicLayer else layer
             for i, layer in enumerate(layers)
         ]
         for layer in layers:

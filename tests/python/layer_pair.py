@@ -13,7 +13,7 @@ from turboquant.layers import TurboQuantLayer
 from turboquant.settings import CacheSettings
 from turboquant.offloading import OffloadedLayer
 
-SETTINGS = dict(k_bits=4, v_bits=4, fringe=(4, 28), balance=True, seed=0, hold=HOLD)
+SETTINGS = dict(k_bits=4, v_bits=4, fringe=(4, 28), balance=True, seed=0, hold=HOLD, metric=True)
 
 
 class LayerPair:
@@ -26,7 +26,7 @@ class LayerPair:
         s = SETTINGS | settings
         first, recent = s["fringe"] or (0, 0)
         max_tokens = s.pop("max_tokens", None)
-        shared = CacheSettings(s["k_bits"], s["v_bits"], first, recent, s["balance"], s["seed"], max_tokens, hold=s["hold"])
+        shared = CacheSettings(s["k_bits"], s["v_bits"], first, recent, s["balance"], s["seed"], max_tokens, metric=s["metric"], hold=s["hold"])
         self.layer = OffloadedLayer(shared, 0, readers, []) if self.offloaded else TurboQuantLayer(shared, 0, readers)
         self.oracle = OracleLayer(0, **s)
         self.oracle.attention_dtype = torch.float64

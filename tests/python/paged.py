@@ -85,6 +85,7 @@ class Paged:
             "dtype": torch.float32,
             "settled": False,
             "workspace": None,
+            "key_metric": None,
         }
 
     @staticmethod

@@ -67,7 +67,7 @@ class Seen(CacheLayerMixin):
             ops.encode(
                 *rows, token_starts, table, torch.full_like(lengths, begin), starts, pages, fringe,
                 None if fringe is None else torch.zeros_like(lengths), layer.key_signs, layer.value_signs, layer.base, *bits,
-                0 if fringe is None else tokens,
+                0 if fringe is None else tokens, False, layer.key_metric,
             )  # fmt: skip
 
         count = -(-tokens // 64)

@@ -268,7 +268,7 @@ def test_vectors_that_do_not_belong_are_named_before_anything_is_written(change)
 
 
 def test_keys_and_values_that_nothing_attends_to_are_kept():
-    pair = LayerPair(balance=False)
+    pair = LayerPair(balance=False, metric=False)
     _, keys, values = pair.vectors(70)
     pair.layer.update(keys, values)
     pair.oracle.update(keys, values)
@@ -278,7 +278,7 @@ def test_keys_and_values_that_nothing_attends_to_are_kept():
 
 
 def test_a_carrier_becomes_the_tensor_it_stands_for_when_touched():
-    pair = LayerPair(balance=False)
+    pair = LayerPair(balance=False, metric=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for tokens in (70, 1):
@@ -298,7 +298,7 @@ def test_a_carrier_becomes_the_tensor_it_stands_for_when_touched():
 
 
 def test_a_model_that_looks_at_keys_or_values_before_it_attends_gets_what_it_looked_at():
-    pair = LayerPair(balance=False)
+    pair = LayerPair(balance=False, metric=False)
     for tokens in (70, 1, 5):
         query, keys, values = pair.vectors(tokens)
         key, value = pair.layer.update(keys, values)

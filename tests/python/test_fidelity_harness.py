@@ -213,7 +213,7 @@ def test_the_papers_codec_has_its_known_error():
 def test_the_sketch_of_the_recipe_loses_what_the_product_loses(bits, balance):
     """The product's integer tables, levels and thresholds differ, but by less than a hundredth of the error."""
     given = layer(tokens=1024)
-    product = Recipe(bits, bits, balance="off" if balance == "off" else "first 128 tokens")(given)
+    product = Recipe(bits, bits, balance="off" if balance == "off" else "first 128 tokens", metric=False)(given)
     sketch = Sketch(bits, bits, balance=balance)(given)
     for name in ("keys", "values"):
         truth = getattr(given, name)
@@ -242,7 +242,7 @@ def test_joined_calls_leave_the_same_codes(calls, monkeypatch):
 def test_tokens_appended_one_by_one_are_coded_as_by_a_cache_that_gets_them_so():
     """The row "append" is the product's rule: the same keys and values as a TurboQuantCache's layer holds."""
     given = layer(tokens=200)
-    settings = CacheSettings(4, 4, 0, 0, True, 0, None, hold=HOLD)
+    settings = CacheSettings(4, 4, 0, 0, True, 0, None, metric=True, hold=HOLD)
     product = TurboQuantLayer(settings, 0)
     for token in range(200):
         product.update(given.keys[None, :, token : token + 1], given.values[None, :, token : token + 1])

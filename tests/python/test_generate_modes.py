@@ -151,7 +151,7 @@ def test_a_copied_cache_serves_a_common_beginning(llama):
 
 
 def test_another_attention_gets_tensors_and_the_user_a_warning(llama):
-    oracle = generate(llama, dense_oracle.NAME, OracleCache(llama.config, balance=False), prompt(seed=9))
+    oracle = generate(llama, dense_oracle.NAME, OracleCache(llama.config, balance=False, metric=False), prompt(seed=9))
     for implementation in ("sdpa", "eager"):
         cache = TurboQuantCache(llama.config)
         with pytest.warns(UserWarning, match=r"turboquant\.enable\(model\)") as warned:

@@ -14,6 +14,7 @@ VARIANTS = {
     "plain": Paged(),
     "with fringe, padding, base matrix": Paged(head_dim=48, first=4, recent=8, starts=int32(3, 0, 5)),
     "3 and 2 bits, bfloat16": Paged(k_bits=3, v_bits=2, dtype=torch.bfloat16),
+    "a metric": Paged().but(key_metric=torch.ones(2, 64, 64, dtype=torch.int8)),
     "history only, sinks": Paged(own=(1, 1, 1)).but(keys=None, values=None, sinks=torch.randn(4)),
 }
 

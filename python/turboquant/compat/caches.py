@@ -143,7 +143,7 @@ class CompressedDynamicCache(_Wrapper):
         calibration = as_calibration(balance)
         if calibration is not None and model_config is not None:
             calibration.check_config(model_config)
-        self._settings = CacheSettings(k_bits, v_bits, first, recent, bool(balance), seed, None, calibration)
+        self._settings = CacheSettings(k_bits, v_bits, first, recent, bool(balance), seed, None, calibration, metric=True)
         if "sliding_attention" in (getattr(model_config, "layer_types", None) or ()) and not any(self.is_sliding):
             warnings.warn(
                 "the model has sliding-window layers but this cache has none: build it with DynamicCache(config=model.config)",

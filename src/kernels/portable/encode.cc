@@ -119,8 +119,8 @@ void store_fringe(const EncodeArgs& a, const Part& part, const Rows& rows, const
 
 // Rules 4 to 6 of one token, or a NaN token.
 void code_token(const float* u, bool is_finite, float factor, int d, const core::CodeTable& table,
-                Searched& token) {
-  if (is_finite) return search(u, factor, d, table, token);
+                const std::int8_t* metric, Searched& token) {
+  if (is_finite) return search(u, factor, d, table, metric, token);
   token.scale = kNanScale;
   for (int e = 0; e < d; ++e) token.codes[e] = 0;
 }
@@ -148,13 +148,15 @@ void encode_keys(const EncodeArgs& a, const Part& part, const Layout& layout, Wo
   Centre centre;
   if (part.opens) open_page(part, layout, work, centre);
   else centre.load(part.page, format);
+  const std::int8_t* metric =
+      a.basis.key_metric == nullptr ? nullptr : a.basis.key_metric + std::int64_t{part.head} * d * d;
   float u[kMaxDim];
   Searched token;
   for (int t = part.begin; t < part.end; ++t) {
     const float *y = work.y + t * d, factor = work.factor[t];
     const bool centred = centre.is_chosen_by(y, factor, d), is_finite = work.is_finite[t];
     if (centred) centre.subtract_from(y, factor, d, u);
-    code_token(centred ? u : y, is_finite, factor, d, core::key_table(format.k_bits), token);
+    code_token(centred ? u : y, is_finite, factor, d, core::key_table(format.k_bits), metric, token);
     if (is_finite && !centred) token.scale = static_cast<std::uint16_t>(token.scale | kReferenceIsZero);
     pack_key(token.codes, layout, t, part.page);
     set_half(part.page + format.k_scales_offset(), core::scale_index(t), token.scale);
@@ -169,7 +171,8 @@ void encode_values(const EncodeArgs& a, const Part& part, const Layout& layout, 
   load_rotated(a, part, a.values, signs, work);
   Searched token;
   for (int t = part.begin; t < part.end; ++t) {
-    code_token(work.y + t * d, work.is_finite[t], work.factor[t], d, core::value_table(format.v_bits), token);
+    code_token(work.y + t * d, work.is_finite[t], work.factor[t], d, core::value_table(format.v_bits),
+               nullptr, token);
     pack_value(token.codes, layout, t, part.page);
     set_half(part.page + format.v_scales_offset(), core::scale_index(t), token.scale);
   }

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "kernels/encode_rules.h"
+#include "kernels/flips.h"
 #include "kernels/portable/portable.h"
 
 // Rules 4 to 6 of kernels/encode_rules.h on one vector, over arrays that compilers vectorise: 16-bit lanes
@@ -35,7 +36,7 @@ inline float largest_size(const float* u, int d) {
 // kBits picks the table's size at compile time; the table its contents.
 template <int kBits>
 inline void search(const float* u, float largest, float factor, int d, const core::CodeTable& table,
-                   Searched& out) {
+                   const std::int8_t* metric, Searched& out) {
   constexpr int kBoundaries = (1 << (kBits - 1)) - 1;
   alignas(64) std::int16_t level[kMaxDim], magnitude[kMaxDim], code[kMaxDim];
   const float levels_per_unit = round_to_11_bits(static_cast<float>(core::kMaxLevel) / largest);
@@ -75,22 +76,26 @@ inline void search(const float* u, float largest, float factor, int d, const cor
       out.codes[e] =
           static_cast<std::uint8_t>(code[e] + (core::bits_of_float(u[e]) >> 31 != 0 ? kBoundaries + 1 : 0));
   }
+  if (metric != nullptr)
+    best_b = flip_codes(metric, level, d, table, static_cast<float>(sum_n), best_b, out.codes);
   out.scale =
       core::float_to_half_clamped(largest * (1.0f / factor) * one_over_root_of(d) * core::scale_unit(table) *
                                   std::sqrt(static_cast<float>(sum_n) / best_b));
 }
 
-inline void search(const float* u, float factor, int d, const core::CodeTable& table, Searched& out) {
+// metric [d, d] or null.
+inline void search(const float* u, float factor, int d, const core::CodeTable& table,
+                   const std::int8_t* metric, Searched& out) {
   const float largest = largest_size(u, d);
   if (largest == 0.0f) {
     out.scale = 0;
     for (int e = 0; e < d; ++e) out.codes[e] = 0;
   } else if (table.bits == 4) {
-    search<4>(u, largest, factor, d, table, out);
+    search<4>(u, largest, factor, d, table, metric, out);
   } else if (table.bits == 3) {
-    search<3>(u, largest, factor, d, table, out);
+    search<3>(u, largest, factor, d, table, metric, out);
   } else {
-    search<2>(u, largest, factor, d, table, out);
+    search<2>(u, largest, factor, d, table, metric, out);
   }
 }
 

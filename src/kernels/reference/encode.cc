@@ -8,6 +8,7 @@
 #include "core/hadamard.h"
 #include "core/layout.h"
 #include "kernels/encode_rules.h"
+#include "kernels/flips.h"
 #include "kernels/kernels.h"
 #include "kernels/reference/reference.h"
 #include "kernels/vectors.h"
@@ -59,8 +60,9 @@ float find_levels(const float* u, int d, int* level) {
   return m;
 }
 
-// Rules 4 to 6.
-void encode_vector(const float* u, float factor, int d, const CodeTable& table, Encoded& out) {
+// Rules 4 to 6; metric [d, d] or null.
+void encode_vector(const float* u, float factor, int d, const CodeTable& table, const std::int8_t* metric,
+                   Encoded& out) {
   out.scale = 0;
   std::memset(out.codes, 0, sizeof out.codes);
   int level[kMaxDim];
@@ -84,6 +86,7 @@ void encode_vector(const float* u, float factor, int d, const CodeTable& table, 
     for (int e = 0; e < d; ++e)
       out.codes[e] = static_cast<std::uint8_t>(index[e] | (std::signbit(u[e]) ? table.magnitude_count : 0));
   }
+  if (metric != nullptr) best_b = flip_codes(metric, level, d, table, n, best_b, out.codes);
   out.scale = core::float_to_half_clamped(m * (1.0f / factor) * one_over_root_of(d) *
                                           core::scale_unit(table) * std::sqrt(n / best_b));
 }
@@ -262,6 +265,8 @@ void encode_page(const EncodeArgs& a, int i, int h, int page_index, Vectors& key
     }
   }
   const Centre centre = centre_of(page, format);
+  const std::int8_t* metric =
+      a.basis.key_metric == nullptr ? nullptr : a.basis.key_metric + std::int64_t{h} * d * d;
 
   for (int t = begin; t < end; ++t) {
     float u[kMaxDim];
@@ -271,14 +276,14 @@ void encode_page(const EncodeArgs& a, int i, int h, int page_index, Vectors& key
     for (int e = 0; e < d; ++e)
       u[e] = centred ? round_to_11_bits(y[e] - centre_half(centre.step, centre.n[e], keys.factor[t])) : y[e];
     if (keys.is_finite[t]) {
-      encode_vector(u, keys.factor[t], d, core::key_table(format.k_bits), token);
+      encode_vector(u, keys.factor[t], d, core::key_table(format.k_bits), metric, token);
       if (!centred) token.scale |= kReferenceIsZero;
     } else {
       token = {kNanScale, {}};
     }
     store_token(token, true, format, t, page);
     if (values.is_finite[t])
-      encode_vector(values.y[t], values.factor[t], d, core::value_table(format.v_bits), token);
+      encode_vector(values.y[t], values.factor[t], d, core::value_table(format.v_bits), nullptr, token);
     else token = {kNanScale, {}};
     store_token(token, false, format, t, page);
     store_fringe(a, i, h, page_begin + t, keys.exact[t], values.exact[t]);

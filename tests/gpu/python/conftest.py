@@ -8,7 +8,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python"))
-SHARED = ("attention", "build", "hold", "surgery", "offload")  # test bodies that both folders run
+SHARED = ("attention", "build", "hold", "metric", "surgery", "offload")  # test bodies that both folders run
 pytest.register_assert_rewrite(
     "layer_pair", "test_generate_models", "test_generate_modes", *(f"test_cache_{name}" for name in SHARED)
 )

@@ -27,7 +27,7 @@ std::vector<float> vectors(int tokens, int d, std::uint32_t seed, float common) 
 }
 
 // Two pages of one sequence: a prefill of 70 tokens and five appended one by one.
-std::vector<std::uint8_t> encode_golden(const KernelTable& kernels, const PageFormat& format) {
+std::vector<std::uint8_t> encode_golden(const KernelTable& kernels, const PageFormat& format, bool metric) {
   Shape shape;
   shape.format = format;
   shape.kv_heads = shape.group = shape.sequences = 1;
@@ -38,6 +38,11 @@ std::vector<std::uint8_t> encode_golden(const KernelTable& kernels, const PageFo
     const auto at = World::n(e);
     world.key_signs[at] = (e * e % 7 < 3 ? 1.0f : -1.0f) * (1.0f + static_cast<float>(e % 4) / 4.0f);
     world.value_signs[at] = e * e % 11 < 5 ? 1.0f : -1.0f;
+  }
+  if (metric) {
+    std::vector<int> f;
+    for (int e = 0; e < d; ++e) f.push_back(e * e % 15 - 7);
+    world.add_metric(f);
   }
   world.table = {0, 1};
   const auto keys = vectors(75, d, 1, 3.0f), values = vectors(75, d, 2, 0.0f);
@@ -53,24 +58,32 @@ std::vector<std::uint8_t> encode_golden(const KernelTable& kernels, const PageFo
   return world.page_bytes;
 }
 
+void expect_golden(const PageFormat& format, bool metric) {
+  const std::string path = TQ_GOLDEN_DIR "/page_v1_" + std::to_string(format.head_dim) + "_" +
+                           std::to_string(format.k_bits) + std::to_string(format.v_bits) +
+                           (metric ? "_metric.bin" : ".bin");
+  if (std::getenv("TQ_WRITE_GOLDEN") != nullptr) {
+    const auto bytes = encode_golden(kReference, format, metric);
+    std::ofstream(path, std::ios::binary)
+        .write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+  }
+  std::ifstream file(path, std::ios::binary);
+  const std::vector<std::uint8_t> expected{std::istreambuf_iterator<char>(file), {}};
+  ASSERT_EQ(expected.size(), 2 * format.page_bytes()) << path;
+  for (const KernelTable* kernels : all()) {
+    if (!kernels->runs_here()) continue;
+    EXPECT_EQ(encode_golden(*kernels, format, metric), expected) << kernels->name << ", " << path;
+  }
+}
+
 TEST(Golden, PagesOfFormatV1KeepTheirBytes) {
   for (const PageFormat format :
-       {PageFormat{128, 4, 4}, PageFormat{64, 3, 2}, PageFormat{80, 2, 3}, PageFormat{144, 4, 3}}) {
-    const std::string path = TQ_GOLDEN_DIR "/page_v1_" + std::to_string(format.head_dim) + "_" +
-                             std::to_string(format.k_bits) + std::to_string(format.v_bits) + ".bin";
-    if (std::getenv("TQ_WRITE_GOLDEN") != nullptr) {
-      const auto bytes = encode_golden(kReference, format);
-      std::ofstream(path, std::ios::binary)
-          .write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
-    }
-    std::ifstream file(path, std::ios::binary);
-    const std::vector<std::uint8_t> expected{std::istreambuf_iterator<char>(file), {}};
-    ASSERT_EQ(expected.size(), 2 * format.page_bytes()) << path;
-    for (const KernelTable* kernels : all()) {
-      if (!kernels->runs_here()) continue;
-      EXPECT_EQ(encode_golden(*kernels, format), expected) << kernels->name << ", " << path;
-    }
-  }
+       {PageFormat{128, 4, 4}, PageFormat{64, 3, 2}, PageFormat{80, 2, 3}, PageFormat{144, 4, 3}})
+    expect_golden(format, false);
+}
+
+TEST(Golden, PagesWithAMetricKeepTheirBytes) {
+  for (const PageFormat format : {PageFormat{128, 4, 4}, PageFormat{64, 3, 2}}) expect_golden(format, true);
 }
 
 }  // namespace

@@ -25,6 +25,7 @@ struct Shape {
   int max_pages = 8;
   int fringe_first = 0, fringe_recent = 0;
   std::vector<std::int32_t> starts;  // empty: none
+  bool metric = false;               // a key_metric that costs one direction of each head more
 };
 
 class World {
@@ -43,6 +44,12 @@ class World {
         value_signs.push_back(value[n(e)]);
       }
     }
+    if (s.metric)
+      for (int h = 0; h < s.kv_heads; ++h) {
+        std::vector<int> f;
+        for (int e = 0; e < d; ++e) f.push_back(static_cast<int>(rng() % 15) - 7);
+        add_metric(f);
+      }
     for (std::size_t i = 0; i < table.size(); ++i) table[i] = static_cast<std::int32_t>(i);
     std::shuffle(table.begin(), table.end(), rng);
     lengths.assign(n(s.sequences), 0);
@@ -50,6 +57,13 @@ class World {
     page_bytes.resize(table.size() * n(s.kv_heads) * s.format.page_bytes());
     for (auto& byte : page_bytes) byte = static_cast<std::uint8_t>(rng());  // garbage until a page is opened
     fringe_halves.resize(n(s.sequences * s.kv_heads * (s.fringe_first + s.fringe_recent) * 2 * d), 0x7e00);
+  }
+
+  // f f^T with 127 on the diagonal, for one more head; f within +-7.
+  void add_metric(const std::vector<int>& f) {
+    for (std::size_t i = 0; i < f.size(); ++i)
+      for (std::size_t j = 0; j < f.size(); ++j)
+        key_metric.push_back(static_cast<std::int8_t>(i == j ? 127 : f[i] * f[j]));
   }
 
   static std::size_t n(int value) { return static_cast<std::size_t>(value); }
@@ -82,8 +96,12 @@ class World {
     return {shape.format, shape.kv_heads, static_cast<std::int64_t>(table.size()), page_bytes.data()};
   }
   Basis basis() const {
-    return {key_signs.data(), query_signs.data(), value_signs.data(), plan.base,
-            plan.base > 1 ? plan.base_matrix.data() : nullptr};
+    return {key_signs.data(),
+            query_signs.data(),
+            value_signs.data(),
+            plan.base,
+            plan.base > 1 ? plan.base_matrix.data() : nullptr,
+            key_metric.empty() ? nullptr : key_metric.data()};
   }
   Fringe fringe() {
     if (shape.fringe_first + shape.fringe_recent == 0) return {};
@@ -153,6 +171,7 @@ class World {
   std::mt19937 rng;
   HadamardPlan plan;
   std::vector<float> key_signs, query_signs, value_signs, common;
+  std::vector<std::int8_t> key_metric;
   std::vector<std::int32_t> table, lengths, recent_starts;
   std::vector<std::uint8_t> page_bytes;
   std::vector<std::uint16_t> fringe_halves;

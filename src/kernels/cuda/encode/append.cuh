@@ -92,7 +92,7 @@ __device__ inline void store_token(const EncodeCall& call, const Token<Bytes>& t
   store_fringe(token.fringe, is_key, call, x);
 }
 
-template <int C>
+template <bool kFlip, int C>
 __device__ inline void encode_token(const EncodeCall& call, const Part& part, bool is_key, int head,
                                     const BlockPlan& plan, const Block& block) {
   const PageFormat& format = call.args.pages.format;
@@ -107,7 +107,7 @@ __device__ inline void encode_token(const EncodeCall& call, const Part& part, bo
     float y[C];
     const Rotated scaled = rotate_to_half(call, x, block.scratch, y);
     if (is_key) prepare_centre<C>(call, part, head, plan, block);
-    coded = is_key ? code_key(call, scaled, y, block) : code_value(call, scaled, y);
+    coded = is_key ? code_key<kFlip>(call, head, scaled, y, block) : code_value(call, scaled, y);
   }
   const FringeSlots fringe = fringe_slots(call.args, part, head, part.position(slot));
   if (fringe.first != nullptr || fringe.recent != nullptr) rotate_exactly(call, block.scratch, x);

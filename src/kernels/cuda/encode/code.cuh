@@ -16,8 +16,8 @@ __device__ inline Coded<C> nan_token() {
 }
 
 // Rules 3 to 6 of a rotated key, about the block's stored centre.
-template <int C>
-__device__ inline Coded<C> code_key(const EncodeCall& call, Rotated scaled, const float (&y)[C],
+template <bool kFlip, int C>
+__device__ inline Coded<C> code_key(const EncodeCall& call, int head, Rotated scaled, const float (&y)[C],
                                     const Block& block) {
   if (!scaled.finite) return nan_token<C>();
   const bool centred = is_nearer(call, y, scaled.factor, block);
@@ -28,14 +28,17 @@ __device__ inline Coded<C> code_key(const EncodeCall& call, Rotated scaled, cons
                               scaled.factor);
     u[j] = centred ? round_to_half(__fadd_rn(y[j], -round_to_half(c))) : y[j];
   }
-  Coded<C> token = search(u, largest_of(u), scaled.factor, call, call.key_coder);
+  const int d = call.args.pages.format.head_dim;
+  const std::int8_t* metric = kFlip ? call.args.basis.key_metric + std::int64_t{head} * d * d : nullptr;
+  Coded<C> token = search<kFlip>(u, largest_of(u), scaled.factor, call, call.key_coder, metric);
   if (!centred) token.scale |= kReferenceIsZero;
   return token;
 }
 
 template <int C>
 __device__ inline Coded<C> code_value(const EncodeCall& call, Rotated scaled, const float (&y)[C]) {
-  return scaled.finite ? search(y, largest_of(y), scaled.factor, call, call.value_coder) : nan_token<C>();
+  return scaled.finite ? search<false>(y, largest_of(y), scaled.factor, call, call.value_coder, nullptr)
+                       : nan_token<C>();
 }
 
 }  // namespace turboquant::kernels::cuda

@@ -5,34 +5,9 @@
 
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/encode/entry.h"
-#include "kernels/cuda/encode/pages.cuh"
-#include "kernels/cuda/launch.h"
+#include "kernels/cuda/encode/launch_pages.cuh"
 
 namespace turboquant::kernels::cuda {
-namespace {
-
-constexpr int kPageWarps = 8;
-constexpr int kRowBytes = 32 * 1024;  // of rotated keys that a block keeps
-
-template <int C>
-Status launch_pages(const EncodeCall& call, std::int64_t slots, bool direct, const Context& context) {
-  constexpr int n = 32 * C;
-  const PageFormat& format = call.args.pages.format;
-  BlockPlan plan;
-  plan.direct = direct;
-  plan.warps = direct ? 1 : kPageWarps;
-  plan.row_count = direct ? plan.warps : std::min(kPageTokens, kRowBytes / (4 * n));
-  plan.image_bytes =
-      direct ? 0 : 8 * format.head_dim * std::max(format.k_bits, format.v_bits) + 2 * kPageTokens;
-  const auto heads = static_cast<unsigned>(call.args.pages.kv_heads);
-  const dim3 grid(static_cast<unsigned>(slots), direct ? heads : 2 * heads);
-  const int parts = direct ? 2 : 1;  // of a block
-  const Launch how{"encode", grid, dim3(static_cast<unsigned>(32 * plan.warps * parts)),
-                   static_cast<std::size_t>(plan.bytes(n) + (direct ? 4 * n : 0)), true};
-  return launch(how, context, direct ? &encode_pages<C, true> : &encode_pages<C, false>, call, plan);
-}
-
-}  // namespace
 
 Status encode(const EncodeArgs& args, const Context& context) {
   const Sequences& sequences = args.sequences;
@@ -53,18 +28,8 @@ Status encode(const EncodeArgs& args, const Context& context) {
   if (prefill_serves(args, slots, limits.value()))
     return launch_prefill(call, slots, limits.value(), context);
   const bool direct = sequences.tokens <= sequences.count;
-  switch (coordinates_per_lane(args.pages.format.head_dim)) {
-    case 1:
-      return launch_pages<1>(call, slots, direct, context);
-    case 2:
-      return launch_pages<2>(call, slots, direct, context);
-    case 4:
-      return launch_pages<4>(call, slots, direct, context);
-    case 8:
-      return launch_pages<8>(call, slots, direct, context);
-    default:
-      return launch_pages<16>(call, slots, direct, context);
-  }
+  if (args.basis.key_metric != nullptr) return launch_flips(call, slots, direct, context);
+  return launch_pages_with<false>(call, slots, direct, context);
 }
 
 }  // namespace turboquant::kernels::cuda

@@ -15,5 +15,7 @@ struct DeviceLimits;
 bool prefill_serves(const EncodeArgs& args, std::int64_t slots, const DeviceLimits& limits);
 Status launch_prefill(const EncodeCall& call, std::int64_t slots, const DeviceLimits& limits,
                       const Context& context);
+// encode/flips.cu: with a key_metric. direct: a token a sequence.
+Status launch_flips(const EncodeCall& call, std::int64_t slots, bool direct, const Context& context);
 
 }  // namespace turboquant::kernels::cuda

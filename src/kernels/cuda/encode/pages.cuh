@@ -41,7 +41,7 @@ __device__ inline void close_target(std::uint8_t* page, const PageFormat& format
 
 // The part's keys or values: all warps code a token each, then all threads store. Nothing is written before
 // the previous kernel has ended.
-template <int C>
+template <bool kFlip, int C>
 __device__ inline void encode_part(const EncodeCall& call, const Part& part, bool is_key, int head,
                                    const BlockPlan& plan, const Block& block) {
   constexpr int n = 32 * C;
@@ -69,7 +69,7 @@ __device__ inline void encode_part(const EncodeCall& call, const Part& part, boo
       } else {
         scaled = rotate_to_half(call, x, scratch, y);
       }
-      token = is_key ? code_key(call, scaled, y, block) : code_value(call, scaled, y);
+      token = is_key ? code_key<kFlip>(call, head, scaled, y, block) : code_value(call, scaled, y);
       __syncwarp();
 #pragma unroll
       for (int j = 0; j < C; ++j) codes[lane * C + j] = static_cast<std::uint8_t>(token.codes[j]);
@@ -100,7 +100,8 @@ __device__ inline void encode_part(const EncodeCall& call, const Part& part, boo
 
 // Grid: (slots, 2 kv_heads); blockIdx.y = 2 head + (0 keys, 1 values). With kDirect, which is plan.direct,
 // (slots, kv_heads): warp 0 keys, warp 1 values, and few registers, for a place beside a running attend.
-template <int C, bool kDirect>
+// kFlip: there is a key_metric.
+template <int C, bool kDirect, bool kFlip>
 __global__ void __launch_bounds__(kDirect ? 64 : 256, kDirect&& C <= 4 ? 12 : 1)
     encode_pages(const __grid_constant__ EncodeCall call, const BlockPlan plan) {
   extern __shared__ __align__(16) unsigned char shared[];
@@ -122,10 +123,10 @@ __global__ void __launch_bounds__(kDirect ? 64 : 256, kDirect&& C <= 4 ? 12 : 1)
   }
   for (;;) {
     if constexpr (kDirect) {
-      if (part.tokens() == 1) encode_token<C>(call, part, is_key, head, plan, block);
-      else encode_part<C>(call, part, is_key, head, plan, block);
+      if (part.tokens() == 1) encode_token<kFlip, C>(call, part, is_key, head, plan, block);
+      else encode_part<kFlip, C>(call, part, is_key, head, plan, block);
     } else {
-      encode_part<C>(call, part, is_key, head, plan, block);
+      encode_part<kFlip, C>(call, part, is_key, head, plan, block);
     }
     Part next;
     if (!is_key || !find_part(call.args.sequences, part.sequence, part.page + 1, next) || !next.follows())

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/cuda/encode/codes_of_levels.cuh"
+#include "kernels/cuda/encode/flips.cuh"
 #include "kernels/cuda/encode/rules.cuh"
 #include "kernels/cuda/warp_vector.cuh"
 
@@ -28,10 +29,10 @@ __device__ inline float round_to_11_bits(float x) {
   return __uint_as_float((bits + 0xfffu + (bits >> 13 & 1u)) & 0xffffe000u);
 }
 
-// u in a warp's lanes, fp16 numbers, and its largest magnitude.
-template <int C>
+// u in a warp's lanes, fp16 numbers, and its largest magnitude. With kFlip by the head's metric [d, d].
+template <bool kFlip, int C>
 __device__ inline Coded<C> search(const float (&u)[C], float largest, float factor, const EncodeCall& call,
-                                  const Coder& coder) {
+                                  const Coder& coder, const std::int8_t* metric) {
   Coded<C> out;
   out.scale = 0;
 #pragma unroll
@@ -75,10 +76,14 @@ __device__ inline Coded<C> search(const float (&u)[C], float largest, float fact
 #pragma unroll
     for (int j = 0; j < C; ++j) out.codes[j] = code_indices(coder, indices[j]);
   }
-  const std::uint32_t sign = 1u << (coder.bits - 1);
+  if constexpr (kFlip) {
+    best.b = flip_codes(metric, levels, u, call.args.pages.format.head_dim, coder, sum_n, best.b, out.codes);
+  } else {
+    const std::uint32_t sign = 1u << (coder.bits - 1);
 #pragma unroll
-  for (int j = 0; j < C; ++j)
-    if (__float_as_uint(u[j]) >> 31 != 0) out.codes[j] |= sign;
+    for (int j = 0; j < C; ++j)
+      if (__float_as_uint(u[j]) >> 31 != 0) out.codes[j] |= sign;
+  }
   const float unit =
       __fmul_rn(__fmul_rn(__fmul_rn(largest, one_over_power(factor)), call.rotation_scale), coder.unit);
   out.scale = half_bits_clamped(__fmul_rn(unit, __fsqrt_rn(__fdiv_rn(__uint2float_rn(sum_n), best.b))));

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an error of a key costs, from the queries of the call that is coded first (docs/adr/0008)."""
+
+from __future__ import annotations
+
+import torch
+
+from . import ops
+from .carrier import rows_of
+
+QUERY_TOKENS = 2048  # at most, evenly spaced over the call
+DAMPING = 0.25  # of the mean square, in every direction
+PRIOR = 4.5  # and as many times head_dim over the number of queries: few say little
+
+
+def key_metric(query: torch.Tensor, starts: torch.Tensor | None, query_signs: torch.Tensor, base: torch.Tensor | None) -> torch.Tensor:
+    """query [batch, q_heads, tokens, head_dim] -> `key_metric` of ops.encode, int8 [kv_heads, head_dim, head_dim].
+
+    The second moment of the rotated queries, damped, up to a factor. Queries become integers below 2^15, and float64 holds sums of
+    their products exactly: so the bytes do not depend on a machine's order of additions. Padding and what is not finite count as 0.
+    """
+    batch, q_heads, tokens, head_dim = query.shape
+    kv_heads = query_signs.shape[0]
+    step = -(-batch * tokens // QUERY_TOKENS) or 1
+    sample = rows_of(query)[::step].float()
+    rotated = ops.rotate(sample, query_signs.repeat_interleave(q_heads // kv_heads, 0), base)
+    counted = rotated.isfinite().all(-1, keepdim=True)
+    if starts is not None:
+        row = torch.arange(len(sample), device=query.device) * step
+        counted = counted & (row % tokens >= starts[row // tokens])[:, None, None]
+    x = torch.where(counted, rotated, 0.0).transpose(0, 1).reshape(kv_heads, -1, head_dim)
+    queries = counted.view(-1, kv_heads, q_heads // kv_heads).sum((0, 2)).clamp_min(1).double()
+    largest = x.abs().amax((1, 2), keepdim=True).clamp_min(1e-30)
+    x = (x * (32767 / largest)).round().double()
+    moment = x.mT @ x
+    diagonal = moment.diagonal(0, 1, 2)
+    diagonal += diagonal.sum(-1, keepdim=True) * (DAMPING / head_dim + PRIOR / queries)[:, None]
+    return (moment * (127 / diagonal.amax(-1).clamp_min(1.0))[:, None, None]).round().to(torch.int8)

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "core/tables.h"
+
+// Rule 5a of kernels/encode_rules.h: codes of a key moved to neighbouring magnitudes, one at a time, where
+// that lowers e^T M e. Integers, but for gains, which are fp32 products of two integers. Internal linkage:
+// files built for several instruction sets include this.
+namespace turboquant::kernels {
+
+static constexpr int kFlips = 8;           // at most
+static constexpr int kLargestError = 127;  // of a level, as a sum begins with
+
+// metric [d, d] of the head; level [d]; codes [d] as stored. N and B as in rule 5; returns the new B.
+template <class Level>
+static inline float flip_codes(const std::int8_t* metric, const Level* level, int d,
+                               const core::CodeTable& table, float sum_n, float sum_b, std::uint8_t* codes) {
+  constexpr int kMaxDim = 512;
+  const int m = table.magnitude_count;
+  const float ratio = std::sqrt(sum_n / sum_b);
+  std::int32_t steps[2 * core::kMaxMagnitudes];  // of places: signed magnitudes in order, in levels
+  for (int k = 0; k < m; ++k) {
+    const float step = ratio * static_cast<float>(table.magnitudes[k]);
+    steps[m + k] = static_cast<std::int32_t>((step + 0x1p23f) - 0x1p23f);
+    steps[m - 1 - k] = -steps[m + k];
+  }
+  alignas(64) std::int32_t error[kMaxDim], g[kMaxDim], place[kMaxDim], diagonal[kMaxDim];
+  for (int e = 0; e < d; ++e) {
+    const bool negative = (codes[e] & m) != 0;
+    const std::int32_t index = codes[e] & (m - 1), x = static_cast<std::int32_t>(level[e]);
+    place[e] = negative ? m - 1 - index : m + index;
+    const std::int32_t off = (negative ? -x : x) - steps[place[e]];
+    error[e] = off > kLargestError ? kLargestError : off < -kLargestError ? -kLargestError : off;
+    diagonal[e] = metric[e * d + e];
+    g[e] = 0;
+  }
+  for (int f = 0; f < d; ++f)
+    for (int e = 0; e < d; ++e) g[e] += error[f] * metric[f * d + e];
+  for (int flip = 0; flip < kFlips; ++flip) {
+    float best = 0.0f;
+    int at = -1, to = 0;
+    for (int e = 0; e < d; ++e)
+      for (int next = place[e] + 1; next >= place[e] - 1; next -= 2) {
+        if (next < 0 || next >= 2 * m) continue;
+        const std::int32_t move = steps[next] - steps[place[e]];
+        const float gain = static_cast<float>(move) * static_cast<float>(move * diagonal[e] - 2 * g[e]);
+        if (!(gain < best)) continue;
+        best = gain;
+        at = e;
+        to = next;
+      }
+    if (at < 0) break;
+    const std::int32_t move = steps[to] - steps[place[at]];
+    for (int e = 0; e < d; ++e) g[e] -= move * metric[at * d + e];
+    place[at] = to;
+  }
+  std::int32_t squares = 0;
+  for (int e = 0; e < d; ++e) {
+    const bool negative = place[e] < m;
+    const int index = negative ? m - 1 - place[e] : place[e] - m;
+    codes[e] = static_cast<std::uint8_t>(index | (negative ? m : 0));
+    squares += std::int32_t{table.magnitudes[index]} * table.magnitudes[index];
+  }
+  return static_cast<float>(squares);
+}
+
+}  // namespace turboquant::kernels

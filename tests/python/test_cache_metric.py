@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Codes of keys are chosen by what the first call's queries make of their errors (docs/adr/0008)."""
+
+import pytest
+import torch
+from layer_pair import LayerPair
+from tiny_models import prompt, tiny_model
+from turboquant import TurboQuantCache, TurboQuantStaticCache, enable, ops
+from turboquant.carrier import rows_of
+from turboquant.metric import DAMPING, PRIOR, QUERY_TOKENS, key_metric
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def signs_of(heads, dim):
+    return torch.stack([ops.random_signs(dim, i) for i in range(heads)]) * torch.linspace(0.5, 2.0, dim)
+
+
+@pytest.mark.parametrize("dim", [64, 80])
+def test_a_metric_is_the_rotated_queries_damped_second_moment(dim):
+    torch.manual_seed(0)
+    query, signs = torch.randn(2, 6, 50, dim) + torch.randn(6, 1, dim), signs_of(2, dim)
+    base = ops.hadamard_base(dim) if ops.hadamard_base_size(dim) > 1 else None
+    found = key_metric(query, None, signs, base)
+    rotated = ops.rotate(rows_of(query), signs.repeat_interleave(3, 0), base).double()
+    for head in range(2):
+        x = rotated[:, 3 * head : 3 * head + 3].flatten(0, 1)
+        moment = x.T @ x
+        moment += moment.trace() * (DAMPING / dim + PRIOR / len(x)) * torch.eye(dim)
+        expected = moment * (127 / moment.diagonal().max())
+        assert (found[head].double() - expected).abs().max() <= 0.51  # queries are rounded to 16 bits before
+    assert found.dtype == torch.int8 and torch.equal(found, found.mT)
+
+
+def test_a_metric_does_not_depend_on_the_order_of_queries_nor_on_padding_or_nan():
+    torch.manual_seed(1)
+    query, signs = torch.randn(1, 4, 90, 64), signs_of(2, 64)
+    found = key_metric(query, None, signs, None)
+    assert torch.equal(found, key_metric(query[:, :, torch.randperm(90)], None, signs, None))
+    padded = torch.cat([torch.full((1, 4, 30, 64), 1e4), query], 2)
+    assert torch.equal(found, key_metric(padded, torch.tensor([30], dtype=torch.int32), signs, None))
+    padded[:, :, :30] = torch.nan
+    assert torch.equal(found, key_metric(padded, None, signs, None))
+    assert not key_metric(torch.zeros(1, 4, 9, 64), None, signs, None).any()
+
+
+def test_a_long_call_is_sampled_evenly():
+    torch.manual_seed(2)
+    query, signs = torch.randn(1, 2, 3 * QUERY_TOKENS, 32), signs_of(1, 32)
+    assert torch.equal(key_metric(query, None, signs, None), key_metric(query[:, :, ::3], None, signs, None))
+
+
+@pytest.mark.parametrize("cache_class", [TurboQuantCache, TurboQuantStaticCache])
+def test_a_cache_takes_its_metric_from_the_first_call_and_keeps_it(cache_class):
+    model = enable(tiny_model("llama"))
+    size = {"max_tokens": 128} if cache_class is TurboQuantStaticCache else {}
+    with_metric, without = (cache_class(model.config, metric=metric, **size) for metric in (True, False))
+    ids = prompt(tokens=80)["input_ids"]
+    with torch.no_grad():
+        for cache in (with_metric, without):
+            model(ids, past_key_values=cache)
+    one, other = with_metric.layers[0], without.layers[0]
+    metric = one.key_metric.clone()
+    assert other.key_metric is None and metric.diagonal(0, 1, 2).amax() == 127
+    assert torch.equal(one.signs, other.signs) and torch.equal(one.key_signs, other.key_signs)
+    assert with_metric.memory()["signs"] - without.memory()["signs"] == sum(x.key_metric.nbytes for x in with_metric.layers)
+    with torch.no_grad():
+        for cache in (with_metric, without):
+            model(ids[:, :1], past_key_values=cache)
+    assert torch.equal(one.key_metric, metric)
+    pages = [x.pages if isinstance(x.pages, torch.Tensor) else x.pages.pool.data for x in (one, other)]
+    assert not torch.equal(*pages)
+    with_metric.reset()
+    assert one.key_metric is None or not one.key_metric.any()
+
+
+def test_tokens_without_queries_leave_no_metric():
+    pair = LayerPair()
+    _, keys, values = pair.vectors(70)
+    pair.layer.update(keys, values)
+    pair.layer.flush()
+    assert pair.layer.key_metric is None and pair.layer.length == 70
