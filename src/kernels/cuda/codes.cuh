@@ -64,11 +64,10 @@ __device__ inline bool narrow_codes_on_lines(int head_dim) {
 
 // The same for one e and many tokens of a page, on lines in t that are worked out once. Not where codes of 2
 // and 3 bits lie in narrow planes.
-template <int kBits>
 class KeyColumn {
  public:
-  __device__ KeyColumn(const std::uint8_t* area, int head_dim, int e) {
-    constexpr int b = kBits == 4 ? 4 : 2;
+  __device__ KeyColumn(const std::uint8_t* area, int head_dim, int bits, int e) : bits_(bits) {
+    const int b = bits == 4 ? 4 : 2;
     const int width = core::plane_of(head_dim, e).width;
     const core::CodePosition low = core::key_position(head_dim, b, 0, e);
     const core::CodePosition top = core::key_position(head_dim, 1, 0, e);
@@ -77,11 +76,12 @@ class KeyColumn {
   }
   __device__ std::uint32_t operator()(int t) const {
     const std::uint32_t low = low_.at(t);
-    if (kBits == 4) return low;
-    return kBits == 2 ? low & 0x3333u : (low & 0x3333u) | (top_.at(t) & 0x1111u) << 2;
+    if (bits_ == 4) return low;
+    return bits_ == 2 ? low & 0x3333u : (low & 0x3333u) | (top_.at(t) & 0x1111u) << 2;
   }
 
  private:
+  int bits_;
   struct Line {
     const std::uint8_t* first;
     int step, shift;

@@ -11,6 +11,14 @@
 // Single elements and positions, for kernels. Conversions round to nearest even; a NaN stays a NaN.
 namespace turboquant::kernels::cuda {
 
+// m of the Hadamard plan (turboquant/rotation.h) of the head_dims that attend has fast kernels for.
+constexpr int hadamard_base(int head_dim) {
+  while (head_dim % 2 == 0 && head_dim > 20) head_dim /= 2;
+  return head_dim == 12 || head_dim == 20 ? head_dim : 1;
+}
+static_assert(hadamard_base(64) == 1 && hadamard_base(80) == 20 && hadamard_base(96) == 12 &&
+              hadamard_base(192) == 12 && hadamard_base(256) == 1);
+
 __device__ inline float load_element(DType dtype, const void* data, std::int64_t at) {
   if (dtype == DType::kF32) return static_cast<const float*>(data)[at];
   if (dtype == DType::kF16) return __half2float(static_cast<const __half*>(data)[at]);

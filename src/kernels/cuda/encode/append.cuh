@@ -94,7 +94,7 @@ __device__ inline void store_token(const EncodeCall& call, const Token<Bytes>& t
 
 template <bool kFlip, int C>
 __device__ inline void encode_token(const EncodeCall& call, const Part& part, bool is_key, int head,
-                                    const BlockPlan& plan, const Block& block) {
+                                    const Block& block) {
   const PageFormat& format = call.args.pages.format;
   const int d = format.head_dim, bits = is_key ? format.k_bits : format.v_bits, slot = part.begin;
   std::uint8_t* page = page_of(call.args, part, part.page, head);
@@ -106,8 +106,8 @@ __device__ inline void encode_token(const EncodeCall& call, const Part& part, bo
   {
     float y[C];
     const Rotated scaled = rotate_to_half(call, x, block.scratch, y);
-    if (is_key) prepare_centre<C>(call, part, head, plan, block);
-    coded = is_key ? code_key<kFlip>(call, head, scaled, y, block) : code_value(call, scaled, y);
+    if (is_key) prepare_given_centre<C>(call, format, part, head, block);
+    coded = code_vector<kFlip>(call, is_key, head, scaled, y, block);
   }
   const FringeSlots fringe = fringe_slots(call.args, part, head, part.position(slot));
   if (fringe.first != nullptr || fringe.recent != nullptr) rotate_exactly(call, block.scratch, x);

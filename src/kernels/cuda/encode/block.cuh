@@ -100,11 +100,18 @@ __device__ inline void load_signed(const EncodeCall& call, const Part& part, boo
     for (int j = 0; j < C; ++j) x[j] = __fmul_rn(x[j], signs[first + j]);
   }
 }
-// Rule 7's rotation.
-template <int C>
-__device__ inline void rotate_exactly(const EncodeCall& call, float* scratch, float (&x)[C]) {
+// x <- H x. A kDim that is not 0 is the head_dim, for shorter code.
+template <int C, int kDim, class Round>
+__device__ inline void rotate_by(const EncodeCall& call, float* scratch, const Round& round, float (&x)[C]) {
   const EncodeArgs& a = call.args;
-  hadamard(x, a.basis.base, a.pages.format.head_dim / a.basis.base, a.basis.base_matrix, false, scratch);
+  const int base = kDim == 0 ? a.basis.base : hadamard_base(kDim),
+            d = kDim == 0 ? a.pages.format.head_dim : kDim;
+  hadamard(x, base, d / base, a.basis.base_matrix, false, scratch, round);
+}
+// Rule 7's rotation.
+template <int C, int kDim = 0>
+__device__ inline void rotate_exactly(const EncodeCall& call, float* scratch, float (&x)[C]) {
+  rotate_by<C, kDim>(call, scratch, Unrounded{}, x);
 }
 // Rule 1: how x will be rotated.
 template <int C>
@@ -114,15 +121,13 @@ __device__ inline Rotated scale_of(const EncodeCall& call, const float (&x)[C]) 
   return {finite ? factor_of(most, call.args.pages.format.head_dim) : 1.0f, finite};
 }
 // y = H (factor x) in fp16 numbers; 0 of a vector that is not finite.
-template <int C>
+template <int C, int kDim = 0>
 __device__ inline Rotated rotate_to_half(const EncodeCall& call, const float (&x)[C], float* scratch,
                                          float (&y)[C]) {
-  const EncodeArgs& a = call.args;
   const Rotated scaled = scale_of(call, x);
 #pragma unroll
   for (int j = 0; j < C; ++j) y[j] = scaled.finite ? round_to_half(__fmul_rn(x[j], scaled.factor)) : 0.0f;
-  hadamard(y, a.basis.base, a.pages.format.head_dim / a.basis.base, a.basis.base_matrix, false, scratch,
-           RoundedToHalf{});
+  rotate_by<C, kDim>(call, scratch, RoundedToHalf{}, y);
   return scaled;
 }
 template <int C>
@@ -134,6 +139,9 @@ __device__ inline Rotated load_rotated(const EncodeCall& call, const Part& part,
 }
 
 // Rule 7 of an exactly rotated key or value.
+__device__ inline std::uint16_t fringe_half(const EncodeCall& call, float y) {
+  return static_cast<std::uint16_t>(half_bits_clamped(__fmul_rn(y, call.rotation_scale)));
+}
 template <int C>
 __device__ inline void store_fringe(const FringeSlots& slots, bool is_key, const EncodeCall& call,
                                     const float (&y)[C]) {
@@ -142,7 +150,7 @@ __device__ inline void store_fringe(const FringeSlots& slots, bool is_key, const
   if (first >= d) return;
 #pragma unroll
   for (int j = 0; j < C; ++j) {
-    const auto half = static_cast<std::uint16_t>(half_bits_clamped(__fmul_rn(y[j], call.rotation_scale)));
+    const std::uint16_t half = fringe_half(call, y[j]);
     const int at = (is_key ? 0 : d) + first + j;
     if (slots.first != nullptr) slots.first[at] = half;
     if (slots.recent != nullptr) slots.recent[at] = half;

@@ -161,7 +161,8 @@ struct AnyKeyCodes {
 };
 
 // The mean of the previous page's decoded keys that chose its centre. That page's writes are seen. Four
-// coordinates a thread; block.sums holds what codes stand for.
+// coordinates a thread; block.sums holds what codes stand for. kAhead: KeySums.
+template <int kAhead>
 __device__ inline void previous_centre(const std::uint8_t* page, const PageFormat& format, int begin, int n,
                                        const Block& block) {
   const int d = format.head_dim, bits = format.k_bits, thread = block.group.thread();
@@ -179,10 +180,9 @@ __device__ inline void previous_centre(const std::uint8_t* page, const PageForma
     KeySums sums{};
 #pragma unroll
     for (int k = 0; k < 4; ++k) sums.centre[k] = __fmul_rn(centre_step, static_cast<float>(row[e + k]));
-    if (bits == 4) sums.add<16>(begin, scales, block.sums, KeyColumn<4>(page, d, e));
-    else if (!narrow_codes_on_lines(d)) sums.add<1>(begin, scales, block.sums, AnyKeyCodes{page, d, bits, e});
-    else if (bits == 3) sums.add<16>(begin, scales, block.sums, KeyColumn<3>(page, d, e));
-    else sums.add<16>(begin, scales, block.sums, KeyColumn<2>(page, d, e));
+    if (bits == 4 || narrow_codes_on_lines(d))
+      sums.add<kAhead>(begin, scales, block.sums, KeyColumn(page, d, bits, e));
+    else sums.add<1>(begin, scales, block.sums, AnyKeyCodes{page, d, bits, e});
     if (own >= n) continue;
 #pragma unroll
     for (int k = 0; k < 4; ++k)
@@ -192,21 +192,28 @@ __device__ inline void previous_centre(const std::uint8_t* page, const PageForma
   block.group.sync();
 }
 
-// The centre that the part's keys are measured about: block.steps and block.step.
-template <int C>
-__device__ inline void prepare_centre(const EncodeCall& call, const Part& part, int head,
-                                      const BlockPlan& plan, const Block& block) {
+// The centre that the part's keys are measured about, of a part without one of its own: block.steps and
+// block.step. kAhead: less is shorter code.
+template <int C, int kAhead = 16>
+__device__ inline void prepare_given_centre(const EncodeCall& call, const PageFormat& format,
+                                            const Part& part, int head, const Block& block) {
   constexpr int n = 32 * C;
-  const PageFormat& format = call.args.pages.format;
   if (!part.opens) return load_centre(page_of(call.args, part, part.page, head), format, n, block);
-  if (part.has_own_centre()) return own_centre<C>(call, part, head, plan, block);
   if (part.has_previous) {
-    previous_centre(page_of(call.args, part, part.page - 1, head), format, part.previous_begin(), n, block);
+    previous_centre<kAhead>(page_of(call.args, part, part.page - 1, head), format, part.previous_begin(), n,
+                            block);
   } else {
     for (int e = block.group.thread(); e < n; e += block.group.threads) block.centre[e] = 0.0f;
     block.group.sync();
   }
   round_centre(n, block);
+}
+// Of any part.
+template <int C>
+__device__ inline void prepare_centre(const EncodeCall& call, const Part& part, int head,
+                                      const BlockPlan& plan, const Block& block) {
+  if (part.opens && part.has_own_centre()) own_centre<C>(call, part, head, plan, block);
+  else prepare_given_centre<C>(call, call.args.pages.format, part, head, block);
 }
 
 // The rounded centre into its page, and zeros after it.

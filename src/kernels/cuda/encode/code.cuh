@@ -15,30 +15,29 @@ __device__ inline Coded<C> nan_token() {
   return token;
 }
 
-// Rules 3 to 6 of a rotated key, about the block's stored centre.
+// Rules 3 to 6 of a rotated vector; of a key, about the block's stored centre and, with kFlip, by the head's
+// metric, if there is one.
 template <bool kFlip, int C>
-__device__ inline Coded<C> code_key(const EncodeCall& call, int head, Rotated scaled, const float (&y)[C],
-                                    const Block& block) {
+__device__ inline Coded<C> code_vector(const EncodeCall& call, bool is_key, int head, Rotated scaled,
+                                       const float (&y)[C], const Block& block) {
   if (!scaled.finite) return nan_token<C>();
-  const bool centred = is_nearer(call, y, scaled.factor, block);
+  const bool centred = is_key && is_nearer(call, y, scaled.factor, block);
   float u[C];
 #pragma unroll
   for (int j = 0; j < C; ++j) {
+    u[j] = y[j];
+    if (!centred) continue;
     const float c = centre_at(centre_step(call, block), static_cast<float>(block.steps[lane_id() * C + j]),
                               scaled.factor);
-    u[j] = centred ? round_to_half(__fadd_rn(y[j], -round_to_half(c))) : y[j];
+    u[j] = round_to_half(__fadd_rn(y[j], -round_to_half(c)));
   }
   const int d = call.args.pages.format.head_dim;
-  const std::int8_t* metric = kFlip ? call.args.basis.key_metric + std::int64_t{head} * d * d : nullptr;
-  Coded<C> token = search<kFlip>(u, largest_of(u), scaled.factor, call, call.key_coder, metric);
-  if (!centred) token.scale |= kReferenceIsZero;
+  const std::int8_t* metric = kFlip && is_key ? call.args.basis.key_metric : nullptr;
+  if (metric != nullptr) metric += std::int64_t{head} * d * d;
+  Coded<C> token = search<kFlip>(u, largest_of(u), scaled.factor, call,
+                                 is_key ? call.key_coder : call.value_coder, metric);
+  if (is_key && !centred) token.scale |= kReferenceIsZero;
   return token;
-}
-
-template <int C>
-__device__ inline Coded<C> code_value(const EncodeCall& call, Rotated scaled, const float (&y)[C]) {
-  return scaled.finite ? search<false>(y, largest_of(y), scaled.factor, call, call.value_coder, nullptr)
-                       : nan_token<C>();
 }
 
 }  // namespace turboquant::kernels::cuda

@@ -59,7 +59,7 @@ struct Coder {
   float unit;  // core::scale_unit()
   int candidates, bits;
 };
-inline Coder make_coder(const core::CodeTable& table, const Curves& curves) {
+constexpr Coder make_coder(const core::CodeTable& table, const Curves& curves) {
   Coder out{};
   const auto twice = [](std::uint16_t x) { return 0x10001u * x; };
   for (int j = 0; j < table.candidates; ++j) {

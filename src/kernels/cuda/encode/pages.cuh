@@ -69,7 +69,7 @@ __device__ inline void encode_part(const EncodeCall& call, const Part& part, boo
       } else {
         scaled = rotate_to_half(call, x, scratch, y);
       }
-      token = is_key ? code_key<kFlip>(call, head, scaled, y, block) : code_value(call, scaled, y);
+      token = code_vector<kFlip>(call, is_key, head, scaled, y, block);
       __syncwarp();
 #pragma unroll
       for (int j = 0; j < C; ++j) codes[lane * C + j] = static_cast<std::uint8_t>(token.codes[j]);
@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(kDirect ? 64 : 256, kDirect&& C <= 4 ? 12 : 1)
   }
   for (;;) {
     if constexpr (kDirect) {
-      if (part.tokens() == 1) encode_token<kFlip, C>(call, part, is_key, head, plan, block);
+      if (part.tokens() == 1) encode_token<kFlip, C>(call, part, is_key, head, block);
       else encode_part<kFlip, C>(call, part, is_key, head, plan, block);
     } else {
       encode_part<kFlip, C>(call, part, is_key, head, plan, block);

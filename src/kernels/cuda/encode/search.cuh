@@ -29,7 +29,8 @@ __device__ inline float round_to_11_bits(float x) {
   return __uint_as_float((bits + 0xfffu + (bits >> 13 & 1u)) & 0xffffe000u);
 }
 
-// u in a warp's lanes, fp16 numbers, and its largest magnitude. With kFlip by the head's metric [d, d].
+// u in a warp's lanes, fp16 numbers, and its largest magnitude. With kFlip by the head's metric [d, d],
+// unless that is null.
 template <bool kFlip, int C>
 __device__ inline Coded<C> search(const float (&u)[C], float largest, float factor, const EncodeCall& call,
                                   const Coder& coder, const std::int8_t* metric) {
@@ -76,7 +77,7 @@ __device__ inline Coded<C> search(const float (&u)[C], float largest, float fact
 #pragma unroll
     for (int j = 0; j < C; ++j) out.codes[j] = code_indices(coder, indices[j]);
   }
-  if constexpr (kFlip) {
+  if (kFlip && metric != nullptr) {
     best.b = flip_codes(metric, levels, u, call.args.pages.format.head_dim, coder, sum_n, best.b, out.codes);
   } else {
     const std::uint32_t sign = 1u << (coder.bits - 1);

@@ -8,14 +8,6 @@
 // codes are not decided; encode has its own, bit-exact rotation.
 namespace turboquant::kernels::cuda::few_rows {
 
-// m of the Hadamard plan (turboquant/rotation.h) of the head_dims that have a kernel.
-constexpr int hadamard_base(int head_dim) {
-  while (head_dim % 2 == 0 && head_dim > 20) head_dim /= 2;
-  return head_dim == 12 || head_dim == 20 ? head_dim : 1;
-}
-static_assert(hadamard_base(64) == 1 && hadamard_base(80) == 20 && hadamard_base(96) == 12 &&
-              hadamard_base(192) == 12 && hadamard_base(256) == 1);
-
 template <int kDim>
 inline constexpr int kEach = (kDim + 31) / 32;  // coordinates a lane
 template <int kDim, int kRows>
