@@ -130,19 +130,21 @@ class Problem:
         return ops.call("attend", self.arguments[buffer])
 
     def launches(self, settled: bool) -> list:
-        """For each buffer, a function that launches the row's verb and returns what attend returned.
+        """For each buffer, a function that launches the row's verb and returns the outputs of attention, as `attend` does.
 
         settled: with the promise that lets a launch overlap its predecessor. It holds here, since every buffer is a layer of its own.
         """
-        verbs = {"attend": ["attend"], "append": ["attend", "encode"], "encode": ["encode"]}[self.row.verb]
 
         def launch(arguments: dict):
-            bound = [ops.bound(verb, arguments | {"settled": settled}) for verb in verbs]
-
-            def run():
-                results = [op(*args) for op, args in bound]
-                return results[0]
-
-            return run
+            if self.row.verb == "append":
+                op, args = ops.bound("attend_encode", self._by_sequence(arguments) | {"settled": settled})
+                return lambda: (op(*args).flatten(0, 1),)
+            op, args = ops.bound(self.row.verb, arguments | {"settled": settled})
+            return lambda: op(*args)
 
         return [launch(arguments) for arguments in self.arguments]
+
+    def _by_sequence(self, arguments: dict) -> dict:
+        """With the call's own vectors as models have them: [sequences, heads, tokens, head_dim]."""
+        shape = (len(self.row.lengths), self.row.queries)
+        return arguments | {name: arguments[name].unflatten(0, shape).transpose(1, 2) for name in ("query", "keys", "values")}

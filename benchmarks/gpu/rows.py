@@ -23,7 +23,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Row:
-    """One shape of one verb: attend, append (attend, then encode of the same token) or encode."""
+    """One shape of one verb: attend, append (attend_encode: attend, then encode of the same token) or encode."""
 
     name: str
     lengths: tuple[int, ...]

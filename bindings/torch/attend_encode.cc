@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A step of decoding in one call: attend, then encode of the same tokens. Tensors are checked once for both;
-// those that are the same at each step, once for all steps (attend_encode_prepared).
+// A step of decoding in one call. Tensors that are the same at each step are checked once for all steps
+// (attend_encode_prepared).
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -16,12 +16,10 @@
 namespace turboquant::ops {
 namespace {
 
-// Both verbs' arguments.
 struct Step {
   Sizes sizes;
   std::int64_t tokens = 0, q_heads = 0;  // tokens: of each sequence
-  EncodeArgs write;
-  AttendArgs read;
+  AttendArgs args;
 };
 
 // Straight from torch's C shim: new_empty goes through the dispatcher, at the price of a launch.
@@ -41,24 +39,21 @@ Tensor empty_like_rows(const Tensor& like, const std::array<std::int64_t, 4>& si
 // The call's own tokens.
 void set_own(Step& step, const Tensor& query, const Tensor& keys, const Tensor& values) {
   const Dim kv_heads{"kv_heads", step.sizes.kv_heads};
-  step.write.keys = rows_of_heads({"keys", keys}, kv_heads, step.tokens, step.sizes);
-  step.write.values =
+  step.args.keys = rows_of_heads({"keys", keys}, kv_heads, step.tokens, step.sizes);
+  step.args.values =
       rows_of_heads(Argument{"values", values}.of(keys.scalar_type()), kv_heads, step.tokens, step.sizes);
-  step.read.keys = step.write.keys;
-  step.read.values = step.write.values;
-  step.read.query = rows_of_heads({"query", query}, {"q_heads", step.q_heads}, step.tokens, step.sizes);
+  step.args.query = rows_of_heads({"query", query}, {"q_heads", step.q_heads}, step.tokens, step.sizes);
 }
 
 Tensor run(Step& step, const Tensor& query, const Call& call) {
   const std::int64_t head_dim = step.sizes.head_dim;
   Tensor out = empty_like_rows(query, {step.sizes.sequences, step.tokens, step.q_heads, head_dim});
   static float none = 0;
-  step.read.out = {.dtype = step.read.query.dtype,
+  step.args.out = {.dtype = step.args.query.dtype,
                    .data = out.numel() > 0 ? out.mutable_data_ptr() : &none,
                    .token_stride = step.q_heads * head_dim,
                    .head_stride = head_dim};
-  require(turboquant::attend(step.read, call.context()));
-  require(turboquant::encode(step.write, call.context()));
+  require(turboquant::attend_encode(step.args, call.context()));
   return out;
 }
 
@@ -126,40 +121,32 @@ Tensor attend_encode(const Tensor& query, const Tensor& keys, const Tensor& valu
   Step step{.sizes = {.tokens = query.size(0) * query.size(2), .head_dim = query.size(3)},
             .tokens = query.size(2),
             .q_heads = query.size(1),
-            .write = {},
-            .read = {}};
+            .args = {}};
   Sizes& sizes = step.sizes;
-  EncodeArgs& write = step.write;
-  write.pages = pages_of(pages, page_format(sizes.head_dim, k_bits, v_bits), /*writes=*/true, sizes);
-  write.sequences = sequences_of(page_table, lengths, starts, &token_starts, sizes);
-  write.fringe = fringe_of(fringe, recent_starts, fringe_first, /*writes=*/true, sizes);
-  write.basis.key_signs = signs_of("key_signs", key_signs, sizes);
-  write.basis.query_signs = signs_of("query_signs", query_signs, sizes);
-  write.basis.value_signs = signs_of("value_signs", value_signs, sizes);
-  set_base(base, write.basis.base, write.basis.base_matrix);
-  write.basis.key_metric = metric_of(key_metric, sizes);
-  // What encode reads was there before attend began, since attend reads it as well.
-  write.settled = true;
-  AttendArgs& read = step.read;
-  read.pages = write.pages;
-  read.basis = write.basis;
-  read.fringe = write.fringe;
-  read.sequences = write.sequences;
-  read.q_heads = narrow("query.shape[1]", step.q_heads);
-  read.scale = static_cast<float>(scale);
-  read.softcap = static_cast<float>(softcap);
-  read.window = narrow("window", window);
-  read.sinks = floats("sinks", sinks, {{"q_heads", step.q_heads}});
-  read.settled = settled;
+  AttendArgs& args = step.args;
+  args.pages = pages_of(pages, page_format(sizes.head_dim, k_bits, v_bits), /*writes=*/true, sizes);
+  args.sequences = sequences_of(page_table, lengths, starts, &token_starts, sizes);
+  args.fringe = fringe_of(fringe, recent_starts, fringe_first, /*writes=*/true, sizes);
+  args.basis.key_signs = signs_of("key_signs", key_signs, sizes);
+  args.basis.query_signs = signs_of("query_signs", query_signs, sizes);
+  args.basis.value_signs = signs_of("value_signs", value_signs, sizes);
+  set_base(base, args.basis.base, args.basis.base_matrix);
+  args.basis.key_metric = metric_of(key_metric, sizes);
+  args.q_heads = narrow("query.shape[1]", step.q_heads);
+  args.scale = static_cast<float>(scale);
+  args.softcap = static_cast<float>(softcap);
+  args.window = narrow("window", window);
+  args.sinks = floats("sinks", sinks, {{"q_heads", step.q_heads}});
+  args.settled = settled;
   set_own(step, query, keys, values);
-  if (workspace) set_workspace(*workspace, read);
+  if (workspace) set_workspace(*workspace, args);
   if constexpr (then == Then::kPrepare) {
     if (!workspace) raise(invalid("workspace is None; a prepared step takes one that is kept"));
     return prepare(step, query.scalar_type(), call);
   } else {
     const OptionalTensor made =
-        workspace ? OptionalTensor() : OptionalTensor(new_workspace(query, read, call.context()));
-    if (made) set_workspace(*made, read);
+        workspace ? OptionalTensor() : OptionalTensor(new_workspace(query, args, call.context()));
+    if (made) set_workspace(*made, args);
     return run(step, query, call);
   }
 }
@@ -173,9 +160,8 @@ Tensor attend_encode_prepared(const Tensor& query, const Tensor& keys, const Ten
   Step& step = prepared.step;
   Argument{"query", query}.of(prepared.dtype);
   set_own(step, query, keys, values);
-  check_token_count(step.write.sequences.token_starts, step.sizes.sequences, step.sizes.tokens);
-  step.write.sequences.lengths = ints({"lengths", lengths}, {{"sequences", step.sizes.sequences}});
-  step.read.sequences.lengths = step.write.sequences.lengths;
+  check_token_count(step.args.sequences.token_starts, step.sizes.sequences, step.sizes.tokens);
+  step.args.sequences.lengths = ints({"lengths", lengths}, {{"sequences", step.sizes.sequences}});
   return run(step, query, call);
 }
 

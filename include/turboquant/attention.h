@@ -179,6 +179,11 @@ Status encode(const EncodeArgs& args, const Context& context = {});
 Status decode(const DecodeArgs& args, const Context& context = {});
 Status attend(const AttendArgs& args, const Context& context = {});
 
+// A step of decoding: attend, then encode of the same tokens, of which every sequence has as many. Outputs
+// and bytes are those of the two calls. On CUDA one launch does both where every sequence has one token and
+// they are not too many; attend's `settled` then speaks of all of it.
+Status attend_encode(const AttendArgs& args, const Context& context = {});
+
 // What attend needs as workspace for calls of at most `tokens` rows, whatever their lengths.
 std::size_t attend_workspace_bytes(const PageFormat& format, int kv_heads, int q_heads, int sequences,
                                    std::int64_t tokens, const Context& context = {});

@@ -237,4 +237,18 @@ Status check(const AttendArgs& a, std::size_t workspace_needed, DeviceType devic
   return {};
 }
 
+Status check_even(const Sequences& s, DeviceType device) {
+  const std::int64_t tokens = tokens_of(s, device);
+  if (tokens == 0) return {};
+  if (tokens % s.count != 0)
+    return invalid(number(tokens) + " tokens of " + number(s.count) +
+                   " sequences; a step has as many of each sequence");
+  const std::int64_t each = tokens / s.count;
+  for (int i = 0; device == DeviceType::kCpu && i < s.count; ++i)
+    if (s.token_starts[i + 1] - s.token_starts[i] != each)
+      return invalid("sequence " + number(i) + " has " + number(s.token_starts[i + 1] - s.token_starts[i]) +
+                     " tokens where others have " + number(each) + "; a step has as many of each sequence");
+  return {};
+}
+
 }  // namespace turboquant::attention

@@ -13,6 +13,8 @@ Status check(const BalanceArgs& args, DeviceType device);
 Status check(const EncodeArgs& args, DeviceType device);
 Status check(const DecodeArgs& args, DeviceType device);
 Status check(const AttendArgs& args, std::size_t workspace_needed, DeviceType device);
+// Every sequence of a call that is right otherwise has as many tokens.
+Status check_even(const Sequences& sequences, DeviceType device);
 
 // The rows of a call.
 std::int64_t tokens_of(const Sequences& sequences, DeviceType device);

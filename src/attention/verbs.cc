@@ -5,6 +5,7 @@
 #include "attention/checks.h"
 #include "kernels/cuda_table.h"
 #include "kernels/kernels.h"
+#include "kernels/own_tokens.h"
 #include "turboquant/attention.h"
 
 namespace turboquant {
@@ -61,6 +62,15 @@ Status run(const Args& args, const Context& context,
   return {};
 }
 
+Status check_attend(const AttendArgs& args, const Context& context) {
+  const DeviceType device = context.device.type;
+  if (Status s = supports("attend", args.pages.format, device); !s.ok()) return s;
+  const Sequences& s = args.sequences;
+  const std::size_t needed = attend_workspace_bytes(args.pages.format, args.pages.kv_heads, args.q_heads,
+                                                    s.count, attention::tokens_of(s, device), context);
+  return attention::check(args, needed, device);
+}
+
 }  // namespace
 
 Status rotate(const RotateArgs& args, const Context& context) {
@@ -76,14 +86,22 @@ Status decode(const DecodeArgs& args, const Context& context) {
 }
 
 Status attend(const AttendArgs& args, const Context& context) {
-  const DeviceType device = context.device.type;
-  if (Status s = supports("attend", args.pages.format, device); !s.ok()) return s;
-  const Sequences& s = args.sequences;
-  const std::size_t needed = attend_workspace_bytes(args.pages.format, args.pages.kv_heads, args.q_heads,
-                                                    s.count, attention::tokens_of(s, device), context);
-  if (Status checked = attention::check(args, needed, device); !checked.ok()) return checked;
-  if (device == DeviceType::kCpu) cpu_table().value()->attend(args, executor_of(context));
+  if (Status s = check_attend(args, context); !s.ok()) return s;
+  if (context.device.type == DeviceType::kCpu) cpu_table().value()->attend(args, executor_of(context));
   else if (!empty(args)) return cuda_table().value()->attend(args, context);
+  return {};
+}
+
+Status attend_encode(const AttendArgs& args, const Context& context) {
+  const DeviceType device = context.device.type;
+  if (Status s = check_attend(args, context); !s.ok()) return s;
+  const EncodeArgs own = kernels::own_tokens(args);
+  if (Status s = attention::check(own, device); !s.ok()) return s;
+  if (Status s = attention::check_even(args.sequences, device); !s.ok()) return s;
+  if (device == DeviceType::kCuda)
+    return empty(args) ? Status{} : cuda_table().value()->attend_encode(args, context);
+  cpu_table().value()->attend(args, executor_of(context));
+  cpu_table().value()->encode(own, executor_of(context));
   return {};
 }
 

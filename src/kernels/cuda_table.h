@@ -16,6 +16,7 @@ struct CudaTable {
   Status (*encode)(const EncodeArgs&, const Context&);
   Status (*decode)(const DecodeArgs&, const Context&);
   Status (*attend)(const AttendArgs&, const Context&);
+  Status (*attend_encode)(const AttendArgs&, const Context&);
   std::size_t (*attend_workspace_bytes)(const PageFormat&, int kv_heads, int q_heads, int sequences,
                                         std::int64_t tokens, const Context&);
 };

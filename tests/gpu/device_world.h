@@ -158,6 +158,7 @@ class DeviceWorld {
   int group, plan_base;
   DeviceStream stream;
   DeviceArray<float> key_signs, query_signs, value_signs, base_matrix;
+  DeviceArray<std::int8_t> key_metric;
   DeviceArray<std::int32_t> table, lengths, starts, recent_starts;
   DeviceArray<std::uint8_t> page_bytes;
   DeviceArray<std::uint16_t> fringe_halves;

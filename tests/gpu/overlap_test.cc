@@ -9,7 +9,10 @@ namespace {
 
 constexpr int kLayers = 3, kSteps = 6, kRepeats = 50;
 
-// A loop over a few layers: attend, then encode of the same `own` tokens a sequence, layer after layer, step
+// Of the tokens that attend attends with.
+enum class Encodes { kNo, kAfter, kTogether };
+
+// A loop over a few layers: attend, and encode of the same `own` tokens a sequence, layer after layer, step
 // after step.
 class Loop {
  public:
@@ -49,20 +52,24 @@ class Loop {
       TQ_CUDA_CHECK(cudaMemsetAsync(result.out.data(), 0xff, result.out.size(), stream()));
   }
   // Launches all steps on one stream. With `wait`, one kernel at a time.
-  void run(bool settled, bool encodes, bool wait) {
+  void run(bool settled, Encodes encodes, bool wait) {
     for (int step = 0; step < kSteps; ++step)
       for (int layer = 0; layer < kLayers; ++layer) {
         const std::size_t at = World::n(layer * kSteps + step);
         DeviceCall& call = *calls_[at];
         AttendArgs a = device(layer).attend_args(call);
-        a.sequences.lengths = lengths_[encodes ? at : World::n(layer * kSteps)];
+        a.sequences.lengths = lengths_[encodes != Encodes::kNo ? at : World::n(layer * kSteps)];
         device(0).set_workspace(a);
         a.out = {DType::kBF16, results_[at].out.data(), std::int64_t{a.q_heads} * device(0).d(),
                  device(0).d()};
         a.lse = results_[at].lse.data();
         a.settled = settled;
+        if (encodes == Encodes::kTogether) {
+          expect_ok(attend_encode(a, device(0).context()), wait);
+          continue;
+        }
         expect_ok(attend(a, device(0).context()), wait);
-        if (!encodes) continue;
+        if (encodes == Encodes::kNo) continue;
         EncodeArgs e = device(layer).encode_args(call);
         e.sequences.lengths = a.sequences.lengths;
         e.settled = settled;
@@ -96,12 +103,13 @@ class Loop {
   std::vector<DeviceAttended> results_;
 };
 
-void expect_equal_runs(const Shape& shape, int own, bool encodes) {
+void expect_equal_runs(const Shape& shape, int own, Encodes encodes) {
   Loop loop(shape, own);
   loop.reset();
   loop.run(false, encodes, true);
   const auto expected = loop.outputs();
-  for (int layer = 0; encodes && layer < kLayers; ++layer)
+  const bool writes = encodes != Encodes::kNo;
+  for (int layer = 0; writes && layer < kLayers; ++layer)
     ASSERT_TRUE(expect_same_bytes(loop.world(layer), loop.device(layer), "one at a time"));
   for (const bool settled : {false, true}) {
     Graph graph(loop.stream(), [&] { loop.run(settled, encodes, false); });
@@ -116,7 +124,7 @@ void expect_equal_runs(const Shape& shape, int own, bool encodes) {
       for (std::size_t i = 0; i < got.size(); ++i)
         ASSERT_EQ(differences(got[i], expected[i]).first, 0u)
             << what << ", layer " << i / kSteps << ", step " << i % kSteps;
-      for (int layer = 0; encodes && layer < kLayers; ++layer)
+      for (int layer = 0; writes && layer < kLayers; ++layer)
         ASSERT_TRUE(expect_same_bytes(loop.world(layer), loop.device(layer), what));
     }
   }
@@ -134,21 +142,25 @@ Shape shape_of(int head_dim, int sequences, int fringe) {
 }
 
 TEST(Overlap, OfDecodeStepsChangesNoBit) {
-  for (const int fringe : {0, 28}) expect_equal_runs(shape_of(128, 5, fringe), 1, true);
+  for (const int fringe : {0, 28})
+    for (const Encodes encodes : {Encodes::kAfter, Encodes::kTogether})
+      expect_equal_runs(shape_of(128, 5, fringe), 1, encodes);
 }
 
 TEST(Overlap, OfAFewSequencesOrManyChangesNoBit) {
-  expect_equal_runs(shape_of(64, 1, 28), 1, true);
-  expect_equal_runs(shape_of(96, 40, 28), 1, true);
+  for (const Encodes encodes : {Encodes::kAfter, Encodes::kTogether}) {
+    expect_equal_runs(shape_of(64, 1, 28), 1, encodes);
+    expect_equal_runs(shape_of(96, 40, 28), 1, encodes);
+  }
 }
 
 TEST(Overlap, OfChunksChangesNoBit) {
-  expect_equal_runs(shape_of(128, 3, 28), 20, true);
-  expect_equal_runs(shape_of(112, 3, 28), 3, true);
+  expect_equal_runs(shape_of(128, 3, 28), 20, Encodes::kAfter);
+  expect_equal_runs(shape_of(112, 3, 28), 3, Encodes::kTogether);
 }
 
 TEST(Overlap, OfAttendAfterAttendChangesNoBit) {
-  for (const int own : {1, 20}) expect_equal_runs(shape_of(128, 3, 28), own, false);
+  for (const int own : {1, 20}) expect_equal_runs(shape_of(128, 3, 28), own, Encodes::kNo);
 }
 
 }  // namespace

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Small calls of attend that meet every kernel it has, for compute-sanitizer (make gpu-sanitize). By
-// themselves they say little that the other tests do not.
+// Small calls of attend, and steps, that meet every kernel it has, for compute-sanitizer (make gpu-sanitize).
+// By themselves they say little that the other tests do not.
 #include "expect_attend.h"
+#include "expect_bytes.h"
 
 namespace turboquant::gpu {
 namespace {
@@ -46,6 +47,29 @@ TEST(Sanitizer, AttendWithSplitsWindowsAndSinks) {
     for (const auto& own : {std::vector{1, 1}, {4, 4}, {20, 2}})
       expect_attend(shape, {{1500, 300}}, own, "window " + std::to_string(window), DType::kBF16, options);
   }
+}
+
+TEST(Sanitizer, StepsAtEveryFastHeadDim) {
+  for (const int d : {64, 80, 96, 128, 192, 256})
+    for (const int sequences : {2, 9}) {
+      Shape shape = small(d, 4, 2 + d / 64 % 3, 28);
+      shape.sequences = sequences;
+      World world(shape);
+      std::vector<int> history(World::n(sequences), 64);
+      history[0] = 130;
+      world.append(kernels::kReference, world.random_call(history));
+      DeviceWorld device(world);
+      World::Call call = world.random_call(std::vector<int>(World::n(sequences), 1));
+      round_to(DType::kBF16, call);
+      const DeviceCall there(call, DType::kBF16);
+      AttendArgs a = device.attend_args(there);
+      device.set_workspace(a);
+      const DeviceAttended out = device.outputs(a, DType::kBF16);
+      ASSERT_TRUE(attend_encode(a, device.context()).ok());
+      device.stream.wait();
+      world.append(kernels::kReference, call);
+      expect_same_bytes(world, device, "head_dim " + std::to_string(d));
+    }
 }
 
 }  // namespace

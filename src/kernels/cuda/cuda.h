@@ -11,6 +11,7 @@ Status balance(const BalanceArgs& args, const Context& context);
 Status encode(const EncodeArgs& args, const Context& context);
 Status decode(const DecodeArgs& args, const Context& context);
 Status attend(const AttendArgs& args, const Context& context);
+Status attend_encode(const AttendArgs& args, const Context& context);
 std::size_t attend_workspace_bytes(const PageFormat& format, int kv_heads, int q_heads, int sequences,
                                    std::int64_t tokens, const Context& context);
 

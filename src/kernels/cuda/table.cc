@@ -43,7 +43,8 @@ const CudaTable* cuda_table() {
   static constexpr CudaTable kTable = {
       on_device<cuda::rotate, RotateArgs>, on_device<cuda::balance, BalanceArgs>,
       on_device<cuda::encode, EncodeArgs>, on_device<cuda::decode, DecodeArgs>,
-      on_device<cuda::attend, AttendArgs>, cuda::attend_workspace_bytes};
+      on_device<cuda::attend, AttendArgs>, on_device<cuda::attend_encode, AttendArgs>,
+      cuda::attend_workspace_bytes};
   return &kTable;
 }
 

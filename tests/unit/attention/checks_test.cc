@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <functional>
+#include <memory>
 
 #include "unit/kernels/world.h"
 
@@ -96,6 +97,56 @@ TEST(AttendChecks, AskForTheWorkspaceThatAttendNeeds) {
     ASSERT_FALSE(attend(args).ok());
     EXPECT_NE(attend(args).error().message.find(std::to_string(needed)), std::string::npos);
   }
+}
+
+// A world with some history, and a call of attend_encode.
+struct Step {
+  explicit Step(const std::vector<int>& own) {
+    Shape shape;
+    shape.fringe_recent = 4;
+    world = std::make_unique<World>(shape);
+    world->append(kernels::kReference, world->random_call({70, 5}));
+    call = world->random_call(own);
+    args = world->attend_args(call);
+    out.resize(call.query.size());
+    args.out = {DType::kF32, out.data(), args.query.token_stride, args.query.head_stride};
+    workspace.resize(
+        attend_workspace_bytes(shape.format, shape.kv_heads, args.q_heads, shape.sequences, call.tokens()));
+    args.workspace = workspace.data();
+    args.workspace_bytes = workspace.size();
+  }
+  std::unique_ptr<World> world;
+  World::Call call;
+  AttendArgs args;
+  std::vector<float> out;
+  std::vector<std::uint8_t> workspace;
+};
+
+TEST(AttendEncode, IsAttendAndThenEncode) {
+  Step together({2, 2}), apart({2, 2});
+  ASSERT_TRUE(attend_encode(together.args).ok());
+  ASSERT_TRUE(attend(apart.args).ok());
+  ASSERT_TRUE(encode(apart.world->encode_args(apart.call)).ok());
+  EXPECT_EQ(together.out, apart.out);
+  EXPECT_EQ(together.world->page_bytes, apart.world->page_bytes);
+  EXPECT_EQ(together.world->fringe_halves, apart.world->fringe_halves);
+}
+
+TEST(AttendEncode, NamesWhatEitherVerbWouldAndTokensThatAreNotEven) {
+  const auto expect = [](const std::vector<int>& own, const char* message, void (*spoil)(AttendArgs&)) {
+    Step step(own);
+    const auto pages = step.world->page_bytes;
+    spoil(step.args);
+    const Status status = attend_encode(step.args);
+    ASSERT_FALSE(status.ok()) << message;
+    EXPECT_NE(status.error().message.find(message), std::string::npos) << status.error().message;
+    EXPECT_EQ(step.world->page_bytes, pages) << message;
+  };
+  expect({2, 1}, "3 tokens of 2 sequences; a step has as many of each sequence", [](AttendArgs&) {});
+  expect({3, 1}, "sequence 0 has 3 tokens where others have 2", [](AttendArgs&) {});
+  expect({1, 1}, "q_heads=5 is not a multiple", [](AttendArgs& a) { a.q_heads = 5; });
+  expect({1, 1}, "key_signs is null", [](AttendArgs& a) { a.basis.key_signs = nullptr; });
+  expect({1, 1}, "keys is null", [](AttendArgs& a) { a.keys.data = a.values.data = nullptr; });
 }
 
 TEST(DecodeChecks, NameTheOutputThatIsTooSmall) {

@@ -8,6 +8,7 @@
 #include "kernels/cuda/attend/few_rows/few_rows.h"
 #include "kernels/cuda/attend/kernels.h"
 #include "kernels/cuda/cuda.h"
+#include "kernels/own_tokens.h"
 
 namespace turboquant::kernels::cuda {
 namespace {
@@ -15,9 +16,12 @@ namespace {
 constexpr int kFewRows = 32;  // (query, head of the group) pairs: more are cheaper by tiles of 64
 constexpr std::int64_t kMostRows = std::int64_t{1} << 20;  // of a call that few_rows takes alone
 
-bool is_16_bit(const AttendArgs& a) {
+// Bulk copies want sources aligned to 16 bytes: pages are (128), a fringe that is a part of something may not
+// be.
+bool suits_few_rows(const AttendArgs& a) {
   return a.query.dtype != DType::kF32 && a.out.dtype != DType::kF32 &&
-         (a.keys.data == nullptr || (a.keys.dtype != DType::kF32 && a.values.dtype != DType::kF32));
+         (a.keys.data == nullptr || (a.keys.dtype != DType::kF32 && a.values.dtype != DType::kF32)) &&
+         reinterpret_cast<std::uintptr_t>(a.fringe.data) % 16 == 0;
 }
 
 }  // namespace
@@ -25,10 +29,7 @@ bool is_16_bit(const AttendArgs& a) {
 Status attend(const AttendArgs& a, const Context& context) {
   const Sequences& s = a.sequences;
   if (s.count == 0 || s.tokens == 0) return {};
-  // Bulk copies want sources aligned to 16 bytes: pages are (128), a fringe that is a part of something may
-  // not be.
-  const bool few =
-      is_16_bit(a) && reinterpret_cast<std::uintptr_t>(a.fringe.data) % 16 == 0 && few_rows::fits(a, context);
+  const bool few = suits_few_rows(a) && few_rows::fits(a, context);
   const std::int64_t group = a.q_heads / a.pages.kv_heads, rows = s.tokens * group;
   // As many rows as sequences is decoding: no sequence is likely to have more than few_rows is made for. It
   // is right for any number, as the host does not know how the rows are spread.
@@ -43,6 +44,15 @@ Status attend(const AttendArgs& a, const Context& context) {
   if (s.count > 1)
     if (Status status = few_rows::attend(a, kFewRows, context); !status.ok()) return status;
   return many_rows(others, s.count > 1 ? kFewRows : 0, context);
+}
+
+Status attend_encode(const AttendArgs& a, const Context& context) {
+  if (suits_few_rows(a) && few_rows::can_append(a, context))
+    return few_rows::attend(a, INT_MAX, context, few_rows::Then::kAppend);
+  if (Status status = cuda::attend(a, context); !status.ok()) return status;
+  EncodeArgs own = own_tokens(a);
+  own.settled = true;  // what encode reads was there before attend began, since attend reads it as well
+  return cuda::encode(own, context);
 }
 
 std::size_t attend_workspace_bytes(const PageFormat& format, int kv_heads, int q_heads, int sequences,

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/overlap.cuh"
+
 // The PTX that C++ has no words for, each instruction under its own name.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/
 namespace turboquant::kernels::cuda {
@@ -173,18 +175,5 @@ __device__ __forceinline__ void prefetch_l2(const void* line) {
 }
 
 // ---- programmatic dependent launch
-
-// Returns once all earlier kernels of the stream have ended and their writes are visible.
-__device__ __forceinline__ void wait_for_previous_kernel() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-// The stream's next kernel may start as soon as every CTA has said so.
-__device__ __forceinline__ void let_next_kernel_start() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
 
 }  // namespace turboquant::kernels::cuda

@@ -36,6 +36,7 @@ struct Plan {
   const Instance* instance = nullptr;
   Config config{1, 1};
   Footprint footprint{};
+  int rows = 0;  // of a tile
   int ctas_per_head = 1, short_ctas = 1, stages = 0, slot_bytes = 0, shared_bytes = 0;
 };
 
@@ -92,14 +93,15 @@ Plan plan_call(const PageFormat& format, int kv_heads, int q_heads, int sequence
       next = make_plan(format, {choice.config.tiles, 1}, kv_heads, sequences, limits);
     if (next.stages == 0) break;
     plan = next;
+    plan.rows = choice.rows;
     if (choice.rows >= rows) break;
   }
   return plan;
 }
 
-constexpr std::size_t kAlignment = 256;
-std::size_t aligned(std::size_t bytes) {
-  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+template <class T>
+T aligned(T bytes, T to = 256) {
+  return (bytes + to - 1) / to * to;
 }
 
 // Sizes in bytes of the workspace's areas of parts, behind kZeroBytes.
@@ -113,6 +115,14 @@ Areas areas_of(const Plan& plan, int kv_heads) {
           aligned(ctas * static_cast<std::size_t>(plan.footprint.streams * plan.footprint.split) * part)};
 }
 
+// Not all kernels are compiled a second time: others have no registers to spare, or are rare.
+bool has_append_kernel(const PageFormat& format, const Config& config) {
+  return format.head_dim <= kMostAppendDim && config.tiles == 1 && format.k_bits == 4 && format.v_bits == 4;
+}
+
+// Of more tokens a CTA, encode by itself is as fast.
+constexpr int kMostAppends = 4;
+
 }  // namespace
 
 bool fits(const AttendArgs& a, const Context& context) {
@@ -122,7 +132,17 @@ bool fits(const AttendArgs& a, const Context& context) {
                                 .stages > 0;
 }
 
-Status attend(const AttendArgs& a, int most_rows, const Context& context) {
+bool can_append(const AttendArgs& a, const Context& context) {
+  const Sequences& s = a.sequences;
+  const auto limits = device_limits(context.device.index);
+  if (!limits.ok() || s.tokens != s.count || a.keys.data == nullptr) return false;
+  const Plan plan = plan_call(a.pages.format, a.pages.kv_heads, a.q_heads, s.count, s.tokens, limits.value());
+  return plan.rows >= a.q_heads / a.pages.kv_heads && has_append_kernel(a.pages.format, plan.config) &&
+         aligned(plan.shared_bytes, 16) + plan.footprint.append_bytes <= limits.value().shared_bytes &&
+         s.count <= plan.ctas_per_head * kMostAppends;
+}
+
+Status attend(const AttendArgs& a, int most_rows, const Context& context, Then then) {
   const auto limits = device_limits(context.device.index);
   if (!limits.ok()) return limits.error();
   const PageFormat& format = a.pages.format;
@@ -135,6 +155,7 @@ Status attend(const AttendArgs& a, int most_rows, const Context& context) {
                        " that fits this device's shared memory");
   Params p;
   p.a = a;
+  p.appends = then == Then::kAppend;
   p.group = group;
   p.group_inverse = 1.0f / static_cast<float>(group);
   p.most_rows = most_rows;
@@ -163,7 +184,9 @@ Status attend(const AttendArgs& a, int most_rows, const Context& context) {
   p.mail = reinterpret_cast<float*>(workspace + kCounterBytes);
   p.cta_parts = reinterpret_cast<float*>(workspace + kZeroBytes);
   p.warp_parts = reinterpret_cast<float*>(workspace + kZeroBytes + areas.cta_parts);
-  return plan.instance->launch(plan.config, p, plan.shared_bytes, context);
+  p.append_at = aligned(plan.shared_bytes, 16);
+  return plan.instance->launch(plan.config, p, p.append_at + (p.appends ? plan.footprint.append_bytes : 0),
+                               context);
 }
 
 std::size_t workspace_bytes(const PageFormat& format, int kv_heads, int q_heads, std::int64_t tokens,

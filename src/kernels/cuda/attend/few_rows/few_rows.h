@@ -18,7 +18,11 @@ inline constexpr std::size_t kCounterBytes = kMostCtas * kMostTileRows * sizeof(
 inline constexpr std::size_t kMailRows = 2 * kTileRows, kMailRowBytes = (256 + 8) * sizeof(float);
 inline constexpr std::size_t kZeroBytes = kCounterBytes + kMostCtas * kMailRows * kMailRowBytes;
 
-Status attend(const AttendArgs& args, int most_rows, const Context& context);
+// Whether the launch can encode the call's own tokens too: one a sequence, and few enough of them.
+bool can_append(const AttendArgs& args, const Context& context);
+
+enum class Then { kNothing, kAppend };
+Status attend(const AttendArgs& args, int most_rows, const Context& context, Then then = Then::kNothing);
 std::size_t workspace_bytes(const PageFormat& format, int kv_heads, int q_heads, std::int64_t tokens,
                             const Context& context);
 
@@ -26,13 +30,14 @@ std::size_t workspace_bytes(const PageFormat& format, int kv_heads, int q_heads,
 struct Config {
   int tiles, sharing, split = 1;
 };
-inline constexpr int kMostSplitDim = 128;
+inline constexpr int kMostSplitDim = 128, kMostAppendDim = 128;
 // What a launch of a head_dim and config takes from shared memory besides its ring, for `sequences`
 // sequences.
 struct Footprint {
   int fixed_bytes, streams;
   int slots;               // of a ring, at most
   int split, part_floats;  // parts a stream; of a part
+  int append_bytes;        // more, if the launch appends too
 };
 
 // One a head_dim, in head_dim_<dim>.cu.

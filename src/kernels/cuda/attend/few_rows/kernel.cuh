@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "kernels/cuda/attend/few_rows/append.cuh"
 #include "kernels/cuda/attend/few_rows/merge.cuh"
 #include "kernels/cuda/attend/few_rows/ring.cuh"
 #include "kernels/cuda/attend/few_rows/wide/finish.cuh"
@@ -14,8 +15,8 @@
 //   queries.cuh   rotate and round         exact.cuh    the fringe
 //   scores.cuh    codes x queries          finish.cuh   sums to outputs
 //   rotate.cuh    the rotation itself      own.cuh      the call's own tokens
-//   merge.cuh     parts of several warps   wide/        the same for 16 and 32 rows
-//   mail.cuh      parts from CTA to CTA
+//   merge.cuh     parts of several warps   append.cuh   the same tokens into pages
+//   mail.cuh      parts from CTA to CTA    wide/        the same for 16 and 32 rows
 // clang-format on
 //
 // A CTA of 8 warps an SM. Each stream (a warp, or several that share pages) walks its range of units on its
@@ -38,6 +39,7 @@ __device__ __forceinline__ Team first_team(const Cta<S>& cta, const Segment& seg
 
 template <class S>
 __global__ void __launch_bounds__(S::kRegisterWarps * 32) few_rows_kernel(const __grid_constant__ Params p) {
+  constexpr int kThreads = (kWarps + S::kAppendWarps) * 32;
   extern __shared__ __align__(128) std::uint8_t shared[];
   const int warp = uniform(static_cast<int>(threadIdx.x >> 5)), lane = static_cast<int>(threadIdx.x & 31);
   const int stream = warp / S::kSharing, in_stream = warp % S::kSharing;
@@ -62,17 +64,17 @@ __global__ void __launch_bounds__(S::kRegisterWarps * 32) few_rows_kernel(const 
                rings + stream * p.stages * p.slot_bytes,
                shared_address(barriers + stream * kMaxStages),
                shared_address(barriers + (kWarps + stream) * kMaxStages),
-               in_stream == 0};
+               in_stream == 0 && (S::kAppendWarps == 0 || warp < kWarps)};
   ring.init();
   if (threadIdx.x <= S::kStreams) records[threadIdx.x].rows = 0;
   if (!p.a.settled) wait_for_previous_kernel();
 #pragma unroll 1
-  for (int i = static_cast<int>(threadIdx.x); i < p.a.sequences.count; i += kWarps * 32) {
+  for (int i = static_cast<int>(threadIdx.x); i < p.a.sequences.count; i += kThreads) {
     const Sequence sequence = sequence_of<S>(p, i);
     sums[i + 1] = sequence.tiles * sequence.units();
   }
 #pragma unroll 1
-  for (int i = static_cast<int>(threadIdx.x); i < S::kDim; i += kWarps * 32) {
+  for (int i = static_cast<int>(threadIdx.x); i < S::kDim; i += kThreads) {
     signs[i] = __ldg(p.a.basis.query_signs + kv_head * S::kDim + i);
     signs[S::kDim + i] = __ldg(p.a.basis.value_signs + kv_head * S::kDim + i);
   }
@@ -87,6 +89,11 @@ __global__ void __launch_bounds__(S::kRegisterWarps * 32) few_rows_kernel(const 
   // Others have units, and wait for the previous kernel, so that the next one still comes after it.
   if (is_short && index >= p.short_ctas && units > 0) return;
   const int cta_begin = min(ctas.begin(index), units), cta_end = min(ctas.begin(index + 1), units);
+  if constexpr (S::kAppendWarps > 0)
+    if (warp >= kWarps) {
+      append_tokens<S>(p, sums, kv_head, cta_begin, cta_end, shared + p.append_at);
+      return;
+    }
   const Ranges streams(cta_end - cta_begin, S::kStreams, 1.0 / S::kStreams);
   const Cta<S> cta{p,       kv_head, index, ctas,    streams,         cta_begin,
                    cta_end, rings,   parts, records, signs + S::kDim, staged};
@@ -161,9 +168,10 @@ __global__ void __launch_bounds__(S::kRegisterWarps * 32) few_rows_kernel(const 
     else if (segment.end < ring.end) store_part<S>(p, running, in_tile, cta.first_part(stream, in_part));
     else keeps_part = true;
   }
-  if constexpr (S::kSharing > 1 && S::kSplit == 1) __syncthreads();  // all its warps have read the ring
+  if constexpr (S::kSharing > 1 && S::kSplit == 1) cta_sync<S>();  // all its warps have read the ring
   if (keeps_part) store_part<S>(p, running, in_tile, cta.last_part(stream, in_part));
-  __syncthreads();
+  if constexpr (S::kAppendWarps > 0) say_read<S>();
+  cta_sync<S>();
   merge<S>(cta);
 }
 

@@ -42,6 +42,8 @@ struct Params {
   float* cta_parts =
       nullptr;  // more rows: [grid, 2], of a tile that an earlier CTA began, of one that goes on
   float* warp_parts = nullptr;  // [grid, kWarps]: of a warp's first tile where it did not end there
+  bool appends = false;         // the call's own tokens, one a sequence, are encoded too (append.cuh)
+  int append_at = 0;            // byte offset of the append warps' shared memory
 };
 
 }  // namespace turboquant::kernels::cuda::few_rows

@@ -123,6 +123,13 @@ __device__ __forceinline__ void stream_sync() {
   }
 }
 
+// All warps that have streams: not those that append.
+template <class S>
+__device__ __forceinline__ void cta_sync() {
+  if constexpr (S::kAppendWarps == 0) __syncthreads();
+  else asm volatile("bar.sync 5, %0;" ::"n"(32 * kWarps) : "memory");
+}
+
 // Warps that make the same queries. In a CTA whose warps are all in teams, or idle, they meet at one barrier.
 struct Team {
   int slot;             // the warp in whose shared memory they are
@@ -130,7 +137,7 @@ struct Team {
   bool all;             // every warp of the CTA is in a team
   template <class S>
   __device__ void sync() const {
-    if (all) __syncthreads();
+    if (all) cta_sync<S>();
     else if constexpr (S::kSplit > 1) stream_sync<S>();
     else __syncwarp();
   }
