@@ -102,7 +102,7 @@ __device__ __forceinline__ void append_vector(AppendArea<kDim> area, int sequenc
     float y[C];
     const Rotated scaled = rotate_to_half<C, kDim>(call, x, block.scratch, y);
     if (is_key) prepare_given_centre<C, 8>(call, format, part, kv_head, block);
-    const Coded<C> coded = code_vector<true>(call, is_key, kv_head, scaled, y, block);
+    const Coded<C> coded = code_vector<false>(call, is_key, kv_head, scaled, y, block);
     __syncwarp();
 #pragma unroll
     for (int j = 0; j < C; ++j) codes[lane_id() * C + j] = static_cast<std::uint8_t>(coded.codes[j]);

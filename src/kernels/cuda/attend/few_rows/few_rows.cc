@@ -135,7 +135,9 @@ bool fits(const AttendArgs& a, const Context& context) {
 bool can_append(const AttendArgs& a, const Context& context) {
   const Sequences& s = a.sequences;
   const auto limits = device_limits(context.device.index);
-  if (!limits.ok() || s.tokens != s.count || a.keys.data == nullptr) return false;
+  // A key_metric makes a key take several times as long: encode has more warps for that.
+  if (!limits.ok() || s.tokens != s.count || a.keys.data == nullptr || a.basis.key_metric != nullptr)
+    return false;
   const Plan plan = plan_call(a.pages.format, a.pages.kv_heads, a.q_heads, s.count, s.tokens, limits.value());
   return plan.rows >= a.q_heads / a.pages.kv_heads && has_append_kernel(a.pages.format, plan.config) &&
          aligned(plan.shared_bytes, 16) + plan.footprint.append_bytes <= limits.value().shared_bytes &&

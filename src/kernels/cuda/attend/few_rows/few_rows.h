@@ -18,7 +18,7 @@ inline constexpr std::size_t kCounterBytes = kMostCtas * kMostTileRows * sizeof(
 inline constexpr std::size_t kMailRows = 2 * kTileRows, kMailRowBytes = (256 + 8) * sizeof(float);
 inline constexpr std::size_t kZeroBytes = kCounterBytes + kMostCtas * kMailRows * kMailRowBytes;
 
-// Whether the launch can encode the call's own tokens too: one a sequence, and few enough of them.
+// Whether the launch can encode the call's own tokens too: one a sequence, few enough of them, no key_metric.
 bool can_append(const AttendArgs& args, const Context& context);
 
 enum class Then { kNothing, kAppend };
