@@ -85,58 +85,65 @@ __device__ __forceinline__ void send_row(Part<S> to, int row, const Merged<S>& s
   }
 }
 
-// Waits for row `row` of `count` parts, part_at(k), and adds them and `last`, in this order.
-template <class S, class PartAt>
-__device__ __forceinline__ void receive_row(int row, int count, PartAt part_at, Merged<S>& last) {
-  constexpr int kN = kEach<S::kDim>, kAhead = kN <= 4 ? 16 : 8;
+// Waits for a row of `count` parts, of which `from` is the first and the others follow it in memory, and adds
+// them and `last`, in this order.
+template <class S>
+__device__ __forceinline__ void receive_row(Part<S> from, int row, int count, Merged<S>& last) {
+  // Of the parts whose loads are in flight together, some behind the last one may be loaded too: they are in
+  // the workspace. Offsets are constants: a poll is nothing but its loads.
+  constexpr int kN = kEach<S::kDim>, kAhead = kN <= 4 ? 16 : 8, kGroup = 4;
   const int lane = static_cast<int>(threadIdx.x & 31);
   Merged<S> out;
 #pragma unroll 1
   for (int first = 0; first < count; first += kAhead) {
     const int here = min(kAhead, count - first);
-    const Part<S> mine = part_at(first + min(lane, here - 1));  // lane k: part first + k
-    const auto at = reinterpret_cast<std::uint64_t>(mine.values(row));
+    float* values = from.values(row) + first * S::kPartFloats + lane * kN;
+    float* end_at = &from.maximum(row) + (first + min(lane, here - 1)) * S::kPartFloats;  // lane k: of part k
     float x[kAhead][kN], end[2];
-    bool missing;
-    do {
-      missing = false;
-      receive_lane<2>(&mine.maximum(row), end);
-#pragma unroll
-      for (int n = 0; n < kAhead; ++n) {
-        if (n % 4 == 0 && n >= here) break;
-        receive_lane<kN>(reinterpret_cast<const float*>(__shfl_sync(~0u, at, n)) + lane * kN, x[n]);
-      }
-      missing = __float_as_uint(end[0]) == 0 || __float_as_uint(end[1]) == 0;
-#pragma unroll
-      for (int n = 0; n < kAhead; ++n) {
-        if (n % 4 == 0 && n >= here) break;
-#pragma unroll
-        for (int i = 0; i < kN; ++i) missing = missing || __float_as_uint(x[n][i]) == 0;
-      }
-    } while (__any_sync(~0u, missing));
-    const float none[kN] = {}, no_end[2] = {};
+    receive_lane<2>(end_at, end);
 #pragma unroll
     for (int n = 0; n < kAhead; ++n) {
-      if (n % 4 == 0 && n >= here) break;
-      if (n < here) send_lane<kN>(reinterpret_cast<float*>(__shfl_sync(~0u, at, n)) + lane * kN, none);
+      if (n % kGroup == 0 && n >= here) break;
+      receive_lane<kN>(values + n * S::kPartFloats, x[n]);
     }
-    if (lane < here) send_lane<2>(&mine.maximum(row), no_end);
+    // Only what has not come is asked for again: whoever waits must not crowd out those that still send.
+    bool missing;
+    do {
+      missing = __float_as_uint(end[0]) == 0 || __float_as_uint(end[1]) == 0;
+      if (missing) receive_lane<2>(end_at, end);
+#pragma unroll
+      for (int n = 0; n < kAhead; ++n) {
+        if (n % kGroup == 0 && n >= here) break;
+        bool is_missing = false;
+#pragma unroll
+        for (int i = 0; i < kN; ++i) is_missing = is_missing || __float_as_uint(x[n][i]) == 0;
+        is_missing = is_missing && n < here;
+        if (is_missing) receive_lane<kN>(values + n * S::kPartFloats, x[n]);
+        missing = missing || is_missing;
+      }
+    } while (__any_sync(~0u, missing));
     const float most = warp_max(fmaxf(end[0], out.maximum)), keep = exp2_approx(out.maximum - most);
     const float factor = lane < here ? exp2_approx(end[0] - most) : 0.0f;
 #pragma unroll
     for (int i = 0; i < kN; ++i) out.values[0][i] *= keep;
 #pragma unroll
     for (int n = 0; n < kAhead; ++n) {
-      if (n % 4 == 0 && n >= here) break;
+      if (n % kGroup == 0 && n >= here) break;
       const float f = __shfl_sync(~0u, factor, n);
 #pragma unroll
-      for (int i = 0; i < kN; ++i) out.values[0][i] = fmaf(f, x[n][i], out.values[0][i]);
+      for (int i = 0; i < kN; ++i)
+        out.values[0][i] = n < here ? fmaf(f, x[n][i], out.values[0][i]) : out.values[0][i];
     }
     float sum = end[1] * factor;
 #pragma unroll
     for (int lanes = 1; lanes < kAhead; lanes *= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
     out.sum = fmaf(out.sum, keep, __shfl_sync(~0u, sum, 0));
     out.maximum = most;
+    const float none[kN] = {}, no_end[2] = {};
+#pragma unroll
+    for (int n = 0; n < kAhead; ++n)
+      if (n < here) send_lane<kN>(values + n * S::kPartFloats, none);
+    if (lane < here) send_lane<2>(end_at, no_end);
   }
   const float most = fmaxf(out.maximum, last.maximum), keep = exp2_approx(out.maximum - most),
               keep_last = exp2_approx(last.maximum - most);

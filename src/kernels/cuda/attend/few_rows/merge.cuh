@@ -141,6 +141,55 @@ __device__ __forceinline__ Part<S> part_here(const Cta<S>& cta, const Record& se
                                                              : cta.last_part(first + stream, which);
 }
 
+// Row `row` of a segment: the sum of the parts of this CTA's streams. All of them but a last first_part lie
+// in shared memory, side by side.
+template <Narrow S>
+__device__ __forceinline__ Merged<S> add_streams(const Cta<S>& cta, const Record& segment, int first,
+                                                 int row) {
+  constexpr int kN = kEach<S::kDim>, kMost = S::kStreams * S::kSplit;
+  const int in_memory = segment.tail_first ? S::kSplit : 0, count = segment.streams * S::kSplit - in_memory;
+  const int stride = S::kSplit > 1 ? S::kPartFloats : cta.p.stages * cta.p.slot_bytes / 4;
+  const Part<S> parts = cta.last_part(first, 0);
+  const float* values = parts.values(row) + (threadIdx.x & 31) * kN;
+  const float* ends = &parts.maximum(row);
+  Merged<S> out;
+  float x[kMost][kN], factor[kMost], sum[kMost];
+#pragma unroll
+  for (int n = 0; n < kMost; ++n) {
+    factor[n] = kUnseen, sum[n] = 0;
+#pragma unroll
+    for (int i = 0; i < kN; ++i) x[n][i] = 0;
+    if (n < count) {
+      const float2 end = *reinterpret_cast<const float2*>(ends + n * stride);
+      factor[n] = end.x, sum[n] = end.y;
+      load_lane_at<kN>(values + n * stride, x[n]);
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < kMost; ++n) out.maximum = fmaxf(out.maximum, factor[n]);
+#pragma unroll
+  for (int n = 0; n < kMost; ++n) {
+    const float f = exp2_approx(factor[n] - out.maximum);
+    out.sum = fmaf(f, sum[n], out.sum);
+#pragma unroll
+    for (int i = 0; i < kN; ++i) out.values[0][i] = fmaf(f, x[n][i], out.values[0][i]);
+  }
+#pragma unroll 1
+  for (int which = 0; which < in_memory; ++which) {
+    const Part<S> part = cta.first_part(first + segment.streams - 1, which);
+    const float2 end = *reinterpret_cast<const float2*>(&part.maximum(row));
+    float y[kN];
+    load_lane<S::kDim>(part.values(row), y);
+    const float most = fmaxf(out.maximum, end.x), keep = exp2_approx(out.maximum - most),
+                f = exp2_approx(end.x - most);
+    out.sum = fmaf(f, end.y, out.sum * keep);
+#pragma unroll
+    for (int i = 0; i < kN; ++i) out.values[0][i] = fmaf(f, y[i], out.values[0][i] * keep);
+    out.maximum = most;
+  }
+  return out;
+}
+
 // A row of a segment: the sum of the parts of this CTA's streams. The segment's last CTA adds those of the
 // others, which send them, and writes the output.
 template <Narrow S>
@@ -151,16 +200,13 @@ __device__ __forceinline__ void merge_segment_rows(const Cta<S>& cta, const Reco
   const bool ends_here = cta.index == segment.first_cta + others;
   Own<S, 1> own;
   if (ends_here) own.ask(p, segment.ending, segment.first_row + row, cta.kv_head);
-  Merged<S> sums = merge_row<S>(row, segment.streams * S::kSplit,
-                                [&](int k) { return part_here<S>(cta, segment, first, k); });
+  Merged<S> sums = add_streams<S>(cta, segment, first, row);
   if (!ends_here) {
     send_row<S>(cta.mail(cta.index), row, sums);
     return;
   }
   const float own_score = own.score(p);  // while the others' sums are on their way
-  if (others > 0)
-    receive_row<S>(
-        row, others, [&](int k) { return cta.mail(segment.first_cta + k); }, sums);
+  if (others > 0) receive_row<S>(cta.mail(segment.first_cta), row, others, sums);
   finish_rows<S, 1>(p, segment.ending, own, own_score, segment.first_row + row, cta.kv_head, cta.signs,
                     sums.values, cta.staged, sums.maximum, sums.sum);
 }

@@ -110,10 +110,9 @@ __device__ __forceinline__ void load_signs(const float* signs, float (&x)[kEach<
 // A lane's coordinates in a row of sums in memory, where they lie side by side: [32 lanes][kEach].
 template <int kDim>
 inline constexpr int kRowFloats = 32 * kEach<kDim>;
-template <int kDim>
-__device__ __forceinline__ void load_lane(const float* row, float (&x)[kEach<kDim>]) {
-  constexpr int kN = kEach<kDim>, kWidth = kN % 4 == 0 ? 4 : kN % 2 == 0 ? 2 : 1;
-  const float* from = row + (threadIdx.x & 31) * kN;
+template <int kN>
+__device__ __forceinline__ void load_lane_at(const float* from, float (&x)[kN]) {
+  constexpr int kWidth = kN % 4 == 0 ? 4 : kN % 2 == 0 ? 2 : 1;
 #pragma unroll
   for (int i = 0; i < kN; i += kWidth) {
     if constexpr (kWidth == 4) {
@@ -126,6 +125,10 @@ __device__ __forceinline__ void load_lane(const float* row, float (&x)[kEach<kDi
       x[i] = from[i];
     }
   }
+}
+template <int kDim>
+__device__ __forceinline__ void load_lane(const float* row, float (&x)[kEach<kDim>]) {
+  load_lane_at<kEach<kDim>>(row + (threadIdx.x & 31) * kEach<kDim>, x);
 }
 template <int kDim>
 __device__ __forceinline__ void store_lane(float* row, int lane, const float (&x)[kEach<kDim>]) {
