@@ -17,6 +17,9 @@ const Instance* find_instance(int head_dim) {
   return nullptr;
 }
 
+// With less, a launch is nothing but begin and end.
+inline constexpr int kFewSequences = 8;
+
 // From few rows a tile to many; of those above head_dim 128, 32 rows of sums do not fit a warp's registers.
 struct Choice {
   int rows;  // of a tile
@@ -25,7 +28,8 @@ struct Choice {
 std::array<Choice, 4> choices(const PageFormat& format, int sequences) {
   const int d = format.head_dim;
   // Two warps a page begin and end a launch sooner, one a page begins a segment sooner.
-  const bool split = sequences < 8 && d <= kMostSplitDim && format.k_bits == 4 && format.v_bits == 4;
+  const bool split =
+      sequences < kFewSequences && d <= kMostSplitDim && format.k_bits == 4 && format.v_bits == 4;
   return {{{4, split ? Config{1, 2, 2} : Config{1, 1}},
            {8, {2, 1}},
            {16, {4, 1}},
@@ -167,6 +171,8 @@ Status attend(const AttendArgs& a, int most_rows, const Context& context, Then t
   p.short_inverse = 1.0 / plan.short_ctas;
   p.short_units = plan.short_ctas < plan.ctas_per_head ? plan.ctas_per_head * kShortUnits : 0;
   p.stages = plan.stages;
+  // Of few sequences, the last launch's CTAs would wait behind these bytes for each other's parts.
+  p.prefetched = a.sequences.count < kFewSequences ? 0 : 2;
   p.slot_bytes = plan.slot_bytes;
   p.fringe_pieces = (a.fringe.first + a.fringe.recent + kExactTokens - 1) / kExactTokens;
   p.page_bytes = static_cast<int>(format.page_bytes());

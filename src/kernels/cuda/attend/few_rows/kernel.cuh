@@ -68,15 +68,23 @@ __global__ void __launch_bounds__(S::kRegisterWarps * 32) few_rows_kernel(const 
   ring.init();
   if (threadIdx.x <= S::kStreams) records[threadIdx.x].rows = 0;
   if (!p.a.settled) wait_for_previous_kernel();
+  // Asked for all at once: where other CTAs read pages, each round of loads takes a microsecond.
+  static_assert(S::kDim <= kThreads);
+  const int thread = static_cast<int>(threadIdx.x), sign_at = kv_head * S::kDim + thread;
+  float sign_of_query = 0, sign_of_value = 0;
+  if (thread < S::kDim) {
+    sign_of_query = __ldg(p.a.basis.query_signs + sign_at);
+    sign_of_value = __ldg(p.a.basis.value_signs + sign_at);
+  }
+  prefetch_page_table(p);
 #pragma unroll 1
-  for (int i = static_cast<int>(threadIdx.x); i < p.a.sequences.count; i += kThreads) {
+  for (int i = thread; i < p.a.sequences.count; i += kThreads) {
     const Sequence sequence = sequence_of<S>(p, i);
     sums[i + 1] = sequence.tiles * sequence.units();
   }
-#pragma unroll 1
-  for (int i = static_cast<int>(threadIdx.x); i < S::kDim; i += kThreads) {
-    signs[i] = __ldg(p.a.basis.query_signs + kv_head * S::kDim + i);
-    signs[S::kDim + i] = __ldg(p.a.basis.value_signs + kv_head * S::kDim + i);
+  if (thread < S::kDim) {
+    signs[thread] = sign_of_query;
+    signs[S::kDim + thread] = sign_of_value;
   }
   __syncthreads();
   if (warp == 0) sum_units(sums, p.a.sequences.count);
@@ -103,6 +111,7 @@ __global__ void __launch_bounds__(S::kRegisterWarps * 32) few_rows_kernel(const 
   int ahead = p.stages;  // copies to start before the first page is used
   if (p.a.settled) {
     ring.issue();  // while the previous kernel still runs; the others would delay the queries
+    ring.prefetch();
     --ahead;
   }
   const auto tables = tables_of<S>(p.a.pages.format);

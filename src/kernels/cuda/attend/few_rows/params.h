@@ -25,6 +25,7 @@ struct Params {
   double short_inverse = 1;
   int short_units = 0;
   int stages = 1;         // slots of a stream's ring
+  int prefetched = 0;     // units of a stream, at most, that are brought into the L2 behind its first one
   int slot_bytes = 0;     // of the ring: a page, or 16 fringe tokens
   int fringe_pieces = 0;  // of 16 slots each; the last may be shorter
   // Byte offsets in a page (turboquant/format.h); K codes are at 0.

@@ -10,6 +10,14 @@
 // page as one bulk copy; before, the lanes of a warp copy 16 bytes at a time.
 namespace turboquant::kernels::cuda::few_rows {
 
+// Brings the page table into the L2, a line a thread: the first CTAs that start do it for all.
+__device__ __forceinline__ void prefetch_page_table(const Params& p) {
+  const Sequences& s = p.a.sequences;
+  const std::int64_t cta = static_cast<std::int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
+  const std::int64_t entry = (cta * blockDim.x + threadIdx.x) * 32;
+  if (entry < static_cast<std::int64_t>(s.count) * s.max_pages) prefetch_l2(s.page_table + entry);
+}
+
 template <class S>
 struct Ring {
 #if __CUDA_ARCH__ >= 900
@@ -90,6 +98,15 @@ struct Ring {
 #endif
     ++issued;
     next_slot = next_slot + 1 == p.stages ? 0 : next_slot + 1;
+  }
+
+  // Brings the units behind the first one into the L2, about an eighth of the range: the previous kernel
+  // still runs, and its last CTAs leave much of the bandwidth.
+  __device__ void prefetch() const {
+#if __CUDA_ARCH__ >= 900
+    if (lane() > 0 && lane() <= min(p.prefetched, (end - begin + 4) / 8) && bytes > 0)
+      bulk_prefetch_l2(from, static_cast<std::uint32_t>(bytes));
+#endif
   }
 
   // Waits for the next unit's bytes.
