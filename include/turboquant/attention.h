@@ -180,8 +180,8 @@ Status decode(const DecodeArgs& args, const Context& context = {});
 Status attend(const AttendArgs& args, const Context& context = {});
 
 // A step of decoding: attend, then encode of the same tokens, of which every sequence has as many. Outputs
-// and bytes are those of the two calls. On CUDA one launch does both where every sequence has one token and
-// they are not too many; attend's `settled` then speaks of all of it.
+// and bytes are those of the two calls. On CUDA one launch may do both where every sequence has one token.
+// args.settled promises what it does for attend.
 Status attend_encode(const AttendArgs& args, const Context& context = {});
 
 // What attend needs as workspace for calls of at most `tokens` rows, whatever their lengths.
