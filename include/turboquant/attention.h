@@ -28,7 +28,7 @@ struct Basis {
   const float* base_matrix = nullptr;  // [base, base], null where base is 1
   // [kv_heads, head_dim, head_dim], symmetric: what an error of a rotated key costs, up to a factor
   // (docs/adr/0008). encode lowers that by what codes it takes; null: all directions cost alike. Only encode
-  // reads it.
+  // reads it; on CUDA from a multiple of 16 bytes.
   const std::int8_t* key_metric = nullptr;
 };
 

@@ -60,11 +60,16 @@ bool aligned(const void* pointer, std::size_t bytes) {
   return reinterpret_cast<std::uintptr_t>(pointer) % bytes == 0;
 }
 
+constexpr std::size_t kMetricAlignment = 16;
+
 Status check_pages(const Pages& pages, const Basis& basis, DeviceType device) {
   if (Status s = check(pages.format); !s.ok()) return s;
   if (device == DeviceType::kCuda && !aligned(pages.data, kPageAlignment))
     return invalid("pages are not aligned to " + number(kPageAlignment) +
                    " bytes, as CUDA kernels read them; cudaMalloc and torch align");
+  if (device == DeviceType::kCuda && !aligned(basis.key_metric, kMetricAlignment))
+    return invalid("key_metric is not aligned to " + number(kMetricAlignment) +
+                   " bytes, as CUDA kernels read it");
   if (pages.kv_heads < 1) return invalid("kv_heads=" + number(pages.kv_heads) + "; use at least 1");
   if (pages.count < 0) return invalid("pages.count=" + number(pages.count) + " is negative");
   return check_base(pages.format.head_dim, basis.base, basis.base_matrix);

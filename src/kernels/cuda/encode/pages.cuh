@@ -102,7 +102,7 @@ __device__ inline void encode_part(const EncodeCall& call, const Part& part, boo
 // (slots, kv_heads): warp 0 keys, warp 1 values, and few registers, for a place beside a running attend.
 // kFlip: there is a key_metric.
 template <int C, bool kDirect, bool kFlip>
-__global__ void __launch_bounds__(kDirect ? 64 : 256, kDirect&& C <= 4 ? 12 : 1)
+__global__ void __launch_bounds__(kDirect ? 64 : 256, kDirect&& C <= 4 ? (kFlip ? 8 : 12) : 1)
     encode_pages(const __grid_constant__ EncodeCall call, const BlockPlan plan) {
   extern __shared__ __align__(16) unsigned char shared[];
   if (!call.args.settled) wait_for_previous_kernel();
