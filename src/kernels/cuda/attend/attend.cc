@@ -15,6 +15,10 @@ namespace {
 
 constexpr int kFewRows = 32;  // (query, head of the group) pairs: more are cheaper by tiles of 64
 constexpr std::int64_t kMostRows = std::int64_t{1} << 20;  // of a call that few_rows takes alone
+// A second kernel that finds nothing to do takes 10 microseconds, as the next call cannot begin beside it. So
+// few_rows takes small calls of few rows on average alone, however unequal the sequences are: one that has
+// nearly all of 225 tokens takes less time so, too; one of 449 four times as long (docs/attend.md).
+constexpr std::int64_t kMostMixedTokens = 256;
 
 // Bulk copies want sources aligned to 16 bytes: pages are (128), a fringe that is a part of something may not
 // be.
@@ -33,7 +37,8 @@ Status attend(const AttendArgs& a, const Context& context) {
   const std::int64_t group = a.q_heads / a.pages.kv_heads, rows = s.tokens * group;
   // As many rows as sequences is decoding: no sequence is likely to have more than few_rows is made for. It
   // is right for any number, as the host does not know how the rows are spread.
-  const bool decodes = s.tokens == s.count || rows <= kFewRows;
+  const bool decodes =
+      s.tokens == s.count || rows <= kFewRows || (s.tokens <= kMostMixedTokens && rows <= kFewRows * s.count);
   if (few && decodes && rows <= kMostRows) return few_rows::attend(a, INT_MAX, context);
   AttendArgs others = a;  // the workspace without what few_rows keeps zero
   others.workspace = static_cast<std::uint8_t*>(a.workspace) + few_rows::kZeroBytes;
