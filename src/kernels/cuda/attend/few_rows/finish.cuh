@@ -62,12 +62,12 @@ __device__ __forceinline__ void store_part(const Params& p, const Running<S>& ru
 }
 
 // Output and LSE of kRows rows of a sequence, from `row` on: x their sums; lane r has row r's maximum and sum
-// of weights. own_score: of the first own token. signs: of the head, in shared memory.
-template <class S, int kRows>
-__device__ __forceinline__ void finish_rows(const Params& p, const Ending& ending, Own<S, kRows>& own,
-                                            float own_score, int row, int kv_head, const float* signs,
-                                            RowsInLanes<S::kDim, kRows>& x, float* staged, float maximum,
-                                            float sum) {
+// of weights. own_scores: of the first own tokens. signs: of the head, in shared memory.
+template <class S, int kRows, class O>
+__device__ __forceinline__ void finish_rows(const Params& p, const Ending& ending, O& own,
+                                            const typename O::Scores& own_scores, int row, int kv_head,
+                                            const float* signs, RowsInLanes<S::kDim, kRows>& x, float* staged,
+                                            float maximum, float sum) {
   constexpr float kLog2e = 1.442695041f, kLn2 = 0.6931471806f;
   const AttendArgs& a = p.a;
   const int lane = static_cast<int>(threadIdx.x & 31);
@@ -78,7 +78,7 @@ __device__ __forceinline__ void finish_rows(const Params& p, const Ending& endin
   for (int r = 0; r < kRows; ++r)
 #pragma unroll
     for (int i = 0; i < kEach<S::kDim>; ++i) x[r][i] *= signs_here[i] * p.out_unit;
-  own.add(p, ending, kv_head, own_score, x, maximum, sum);
+  own.add(p, ending, kv_head, own_scores, x, maximum, sum);
   float factor = 1;
   if (a.sinks != nullptr && own.exists) {
     const float sink = __ldg(a.sinks + own.head) * kLog2e, larger = fmaxf(sink, maximum);

@@ -8,9 +8,19 @@
 // The kernels of one head_dim.
 namespace turboquant::kernels::cuda::few_rows {
 
+template <int kDim, int kBits, class F>
+auto with_wide_shape(const Config& config, F f) {
+  if constexpr (kDim <= 128) {  // sums of 32 rows fit a warp's registers
+    if (config.tiles == 8) return f(WideShape<kDim, 32, 1, kBits>{});
+  } else {
+    if (config.sharing == 2) return f(WideShape<kDim, 16, 2, kBits>{});
+  }
+  return f(WideShape<kDim, 16, 1, kBits>{});
+}
+
 // Calls f with the Shape of a config. The configs are those that few_rows.cc chooses from. Decoding from keys
-// and values of one width has a kernel of its own: without the other widths' code, a page takes less time.
-// Decoding of few sequences has one for 4-bit codes (may_split).
+// and values of one width has a kernel of its own, and so have 16 and 32 rows of 4-bit codes at head_dim 128:
+// without the other widths' code, a page takes less time. Decoding of few sequences has one for 4-bit codes.
 template <int kDim, class F>
 auto with_shape(const Config& config, const PageFormat& format, F f) {
   if (config.tiles == 1) {
@@ -22,12 +32,9 @@ auto with_shape(const Config& config, const PageFormat& format, F f) {
     return f(Shape<kDim, 1, 2>{});
   }
   if (config.tiles == 2) return f(Shape<kDim, 2, 0>{});
-  if constexpr (kDim <= 128) {  // sums of 32 rows fit a warp's registers
-    if (config.tiles == 8) return f(WideShape<kDim, 32, 1>{});
-  } else {
-    if (config.sharing == 2) return f(WideShape<kDim, 16, 2>{});
-  }
-  return f(WideShape<kDim, 16, 1>{});
+  if constexpr (kDim == 128)
+    if (format.k_bits == 4 && format.v_bits == 4) return with_wide_shape<kDim, 4>(config, f);
+  return with_wide_shape<kDim, 0>(config, f);
 }
 
 template <int kDim>

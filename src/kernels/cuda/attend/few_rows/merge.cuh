@@ -70,45 +70,6 @@ struct Cta {
   }
 };
 
-// Adds row `row` of parts 0 .. count - 1; part_at(k) says where part k is.
-template <class S, class PartAt>
-__device__ __forceinline__ Merged<S> merge_row(int row, int count, PartAt part_at) {
-  constexpr int kN = kEach<S::kDim>, kAhead = S::kWide && kN <= 4 ? 16 : 8,
-                kGroup = 4;  // parts whose loads are in flight together
-  Merged<S> out;
-#pragma unroll 1
-  for (int first = 0; first < count; first += kAhead) {
-    const int here = min(kAhead, count - first);
-    float x[kAhead][kN], factor[kAhead], sum[kAhead], most = out.maximum;
-#pragma unroll
-    for (int n = 0; n < kAhead; ++n) factor[n] = kUnseen;
-#pragma unroll
-    for (int n = 0; n < kAhead; ++n) {
-      if (n % kGroup == 0 && n >= here) break;
-      const Part<S> part = part_at(first + min(n, here - 1));
-      const float2 end = *reinterpret_cast<const float2*>(&part.maximum(row));
-      factor[n] = end.x, sum[n] = end.y;
-      load_lane<S::kDim>(part.values(row), x[n]);
-    }
-#pragma unroll
-    for (int n = 0; n < kAhead; ++n) most = fmaxf(most, factor[n]);
-    const float keep = exp2_approx(out.maximum - most);
-    out.sum *= keep;
-#pragma unroll
-    for (int i = 0; i < kN; ++i) out.values[0][i] *= keep;
-#pragma unroll
-    for (int n = 0; n < kAhead; ++n) {
-      if (n % kGroup == 0 && n >= here) break;
-      const float f = n < here ? exp2_approx(factor[n] - most) : 0.0f;
-      out.sum = fmaf(f, sum[n], out.sum);
-#pragma unroll
-      for (int i = 0; i < kN; ++i) out.values[0][i] = fmaf(f, x[n][i], out.values[0][i]);
-    }
-    out.maximum = most;
-  }
-  return out;
-}
-
 // A stream has come to a segment of its sequence: notes what the merge will ask.
 template <class S>
 __device__ __forceinline__ void note_segment(const Cta<S>& cta, const Segment& segment,
@@ -205,10 +166,64 @@ __device__ __forceinline__ void merge_segment_rows(const Cta<S>& cta, const Reco
     send_row<S>(cta.mail(cta.index), row, sums);
     return;
   }
-  const float own_score = own.score(p);  // while the others' sums are on their way
+  const auto own_score = own.score(p);  // while the others' sums are on their way
   if (others > 0) receive_row<S>(cta.mail(segment.first_cta), row, others, sums);
   finish_rows<S, 1>(p, segment.ending, own, own_score, segment.first_row + row, cta.kv_head, cta.signs,
                     sums.values, cta.staged, sums.maximum, sums.sum);
+}
+
+// Adds rows `row` ... of parts 0 .. count - 1, of which `rows` exist; part_at(k) says where part k is. Lane r
+// (mod 4) has row r's maximum and sum.
+template <class S, class PartAt>
+__device__ __forceinline__ void merge_rows(int row, int rows, int count, PartAt part_at,
+                                           RowsInLanes<S::kDim, kTileRows>& out, float& maximum, float& sum) {
+  constexpr int kN = kEach<S::kDim>, kAhead = kN <= 4 ? 4 : 2;  // parts whose loads are in flight together
+  const int mine = row + min(static_cast<int>(threadIdx.x & 31) % kTileRows, rows - 1);
+  maximum = kUnseen;
+  sum = 0;
+#pragma unroll
+  for (int r = 0; r < kTileRows; ++r)
+#pragma unroll
+    for (int i = 0; i < kN; ++i) out[r][i] = 0;
+#pragma unroll 1
+  for (int first = 0; first < count; first += kAhead) {
+    RowsInLanes<S::kDim, kTileRows> x[kAhead];
+    float2 end[kAhead];
+#pragma unroll
+    for (int n = 0; n < kAhead; ++n) {
+      const bool here = n == 0 || first + n < count;
+      const Part<S> part = part_at(here ? first + n : first);
+      end[n] = *reinterpret_cast<const float2*>(&part.maximum(mine));
+      if (!here) end[n] = {kUnseen, 0};
+#pragma unroll
+      for (int r = 0; r < kTileRows; ++r) load_lane<S::kDim>(part.values(row + min(r, rows - 1)), x[n][r]);
+    }
+    float most = maximum;
+#pragma unroll
+    for (int n = 0; n < kAhead; ++n) most = fmaxf(most, end[n].x);
+    const float keep = exp2_approx(maximum - most);
+    float factor[kAhead];
+    sum *= keep;
+#pragma unroll
+    for (int n = 0; n < kAhead; ++n) {
+      factor[n] = first + n < count ? exp2_approx(end[n].x - most) : 0.0f;
+      sum = fmaf(factor[n], end[n].y, sum);
+    }
+    maximum = most;
+#pragma unroll
+    for (int r = 0; r < kTileRows; ++r) {
+      const float row_keep = __shfl_sync(~0u, keep, r);
+#pragma unroll
+      for (int i = 0; i < kN; ++i) out[r][i] *= row_keep;
+#pragma unroll
+      for (int n = 0; n < kAhead; ++n) {
+        const float row_factor = __shfl_sync(~0u, factor[n], r);
+        if (n > 0 && first + n >= count) break;
+#pragma unroll
+        for (int i = 0; i < kN; ++i) out[r][i] = fmaf(row_factor, x[n][r][i], out[r][i]);
+      }
+    }
+  }
 }
 
 // Four rows of a segment: the sums of their streams' parts are their outputs where this CTA did all of it.
@@ -217,45 +232,36 @@ template <Wide S>
 __device__ __forceinline__ void merge_segment_rows(const Cta<S>& cta, const Record& segment, int first,
                                                    bool begins_here, int row) {
   constexpr int kRows = S::kFinishRows;
+  static_assert(kRows == kTileRows);
   const Params& p = cta.p;
   const int lane = static_cast<int>(threadIdx.x & 31);
   const int rows = min(kRows, segment.rows - row);  // that exist
   int count = segment.streams;
   bool all = segment.ctas == 1, of_ctas = false;  // nothing else is to be added; parts are those of CTAs
-  Own<S, kRows> own;
+  Own<S, kRows, 4> own;
+  own.ask(p, segment.ending, segment.first_row + row, cta.kv_head);
 #pragma unroll 1
   for (;;) {
-    if (all) own.ask(p, segment.ending, segment.first_row + row, cta.kv_head);
-    const Part<S> out = cta.cta_part(cta.index, begins_here);
-    float maximum = kUnseen, sum = 0;  // of row lane % kRows
-#pragma unroll 1
-    for (int r = 0; r < rows; ++r) {
-      Merged<S> merged = merge_row<S>(row + r, count, [&](int k) {
-        return of_ctas ? cta.cta_part(segment.first_cta + k, k == 0) : part_here<S>(cta, segment, first, k);
-      });
-      if (lane % kRows == r) {
-        maximum = merged.maximum;
-        sum = merged.sum;
-      }
-      if (all) {  // registers have no index
-        store_lane<S::kDim>(cta.staged + r * S::kStride, lane, merged.values[0]);
-        continue;
-      }
-      store_lane<S::kDim>(out.values(row + r), lane, merged.values[0]);
-      if (lane == 0) {
-        out.maximum(row + r) = merged.maximum;
-        out.sum(row + r) = merged.sum;
-      }
-    }
+    RowsInLanes<S::kDim, kRows> x;
+    float maximum, sum;  // of row lane % kRows
+    merge_rows<S>(
+        row, rows, count,
+        [&](int k) {
+          return of_ctas ? cta.cta_part(segment.first_cta + k, k == 0) : part_here<S>(cta, segment, first, k);
+        },
+        x, maximum, sum);
     if (all) {
-      RowsInLanes<S::kDim, kRows> x;
-      __syncwarp();
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) load_lane<S::kDim>(cta.staged + r * S::kStride, x[r]);
-      __syncwarp();
       finish_rows<S, kRows>(p, segment.ending, own, own.score(p), segment.first_row + row, cta.kv_head,
                             cta.signs, x, cta.staged, maximum, sum);
       return;
+    }
+    const Part<S> out = cta.cta_part(cta.index, begins_here);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r)
+      if (r < rows) store_lane<S::kDim>(out.values(row + r), lane, x[r]);
+    if (lane < rows) {
+      out.maximum(row + lane) = maximum;
+      out.sum(row + lane) = sum;
     }
     count = segment.ctas;
     if (!cta.is_last(segment.first_cta, row, count)) return;

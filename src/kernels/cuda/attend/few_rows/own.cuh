@@ -13,10 +13,26 @@ struct Ending {
   int length, start;      // of its history; first position that counts
 };
 
+// Sums over the warp's lanes of 2 kHalf values: with kHalf 8, value i's in lanes 2 i and 2 i + 1. Each step
+// halves the values that a lane has.
+template <int kHalf>
+__device__ __forceinline__ float sum_lanes(const float (&x)[2 * kHalf]) {
+  const bool upper = (threadIdx.x & (2 * kHalf)) != 0;
+  float y[kHalf];
+#pragma unroll
+  for (int i = 0; i < kHalf; ++i) {
+    const float mine = upper ? x[i + kHalf] : x[i], other = upper ? x[i] : x[i + kHalf];
+    y[i] = mine + __shfl_xor_sync(~0u, other, 2 * kHalf);
+  }
+  if constexpr (kHalf > 1) return sum_lanes<kHalf / 2>(y);
+  else return y[0] + __shfl_xor_sync(~0u, y[0], 1);
+}
+
 // kRows rows of a sequence: their queries, and the own tokens that they see. Lane r (mod kRows) speaks for
-// row r.
-template <class S, int kRows>
+// row r. kTokens are met at a time: each time costs a way to memory.
+template <class S, int kRows, int kTokens = 1>
 struct Own {
+  static_assert(kTokens == 1 || (kTokens == 4 && kRows == 4));
   std::int64_t token;   // of the call
   int head;             // of the model
   std::int64_t out_at;  // of the output
@@ -24,7 +40,7 @@ struct Own {
   int first, after;  // own tokens that the row sees
   int from, to;      // that any of the rows sees
   RawRows<S::kDim, kRows> queries;
-  RawRows<S::kDim, 1> key, value;
+  RawRows<S::kDim, kTokens> key, value;
 
   // What lane r says of row r.
   template <class T>
@@ -33,7 +49,7 @@ struct Own {
     else return __shfl_sync(~0u, x, r);
   }
 
-  // Asks for queries and the first token; row: of the sequence, the first of kRows.
+  // Asks for queries and the first tokens; row: of the sequence, the first of kRows.
   __device__ __forceinline__ void ask(const Params& p, const Ending& ending, int row, int kv_head) {
     const int mine = row + static_cast<int>(threadIdx.x & 31) % kRows,
               in_sequence = divide(mine, p.group_inverse);
@@ -55,54 +71,95 @@ struct Own {
   }
 
   __device__ __forceinline__ void load(const Params& p, const Ending& ending, int t, int kv_head) {
-    const std::int64_t row = ending.first_token + static_cast<std::int64_t>(t);
-    key.load(p.a.keys, {t < to ? row_at(p.a.keys, row, kv_head) : -1});
-    value.load(p.a.values, {t < to ? row_at(p.a.values, row, kv_head) : -1});
+    std::int64_t key_at[kTokens], value_at[kTokens];
+#pragma unroll
+    for (int b = 0; b < kTokens; ++b) {
+      const std::int64_t row = ending.first_token + static_cast<std::int64_t>(t + b);
+      key_at[b] = t + b < to ? row_at(p.a.keys, row, kv_head) : -1;
+      value_at[b] = t + b < to ? row_at(p.a.values, row, kv_head) : -1;
+    }
+    key.load(p.a.keys, key_at);
+    value.load(p.a.values, value_at);
   }
 
-  // Lane r: row r's score of the token that is loaded.
-  __device__ __forceinline__ float score(const Params& p) const {
+  // The scores of the tokens that are loaded. Lane r: row r's.
+  struct Scores {
+    float of[kTokens];
+  };
+  __device__ __forceinline__ Scores score(const Params& p) const {
     const int lane = static_cast<int>(threadIdx.x & 31);
-    float out = 0;
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      float dot = 0;
+    const bool query_half = p.a.query.dtype == DType::kF16, key_half = p.a.keys.dtype == DType::kF16;
+    Scores out;
+    const auto dot = [&](int b, int r) {
+      float sum = 0;
 #pragma unroll
       for (int i = 0; i < kEach<S::kDim>; ++i)
-        dot = fmaf(queries.get(p.a.query.dtype == DType::kF16, r, i),
-                   key.get(p.a.keys.dtype == DType::kF16, 0, i), dot);
+        sum = fmaf(queries.get(query_half, r, i), key.get(key_half, b, i), sum);
+      return sum;
+    };
+    if constexpr (kTokens > 1) {
+      float dots[16];
 #pragma unroll
-      for (int lanes = 1; lanes < 32; lanes *= 2) dot += __shfl_xor_sync(~0u, dot, lanes);
-      if (lane % kRows == r) out = dot;
+      for (int k = 0; k < 16; ++k) dots[k] = dot(k / 4, k % 4);
+      const float sum = sum_lanes<8>(dots);
+#pragma unroll
+      for (int b = 0; b < 4; ++b) out.of[b] = __shfl_sync(~0u, sum, 2 * (4 * b + lane % 4));
+    } else {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        float sum = dot(0, r);
+#pragma unroll
+        for (int lanes = 1; lanes < 32; lanes *= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
+        if (lane % kRows == r) out.of[0] = sum;
+      }
     }
-    out *= p.own_unit;
-    return p.cap > 0 ? soft_cap(out, p.cap) : out;
+#pragma unroll
+    for (int b = 0; b < kTokens; ++b) {
+      out.of[b] *= p.own_unit;
+      if (p.cap > 0) out.of[b] = soft_cap(out.of[b], p.cap);
+    }
+    return out;
   }
 
   // Adds the tokens to rows x in the model's basis, whose weights are relative to `maximum` (lane r: row
-  // r's). first_score: of the first token.
-  __device__ __forceinline__ void add(const Params& p, const Ending& ending, int kv_head, float first_score,
+  // r's). now: scores of the first tokens.
+  __device__ __forceinline__ void add(const Params& p, const Ending& ending, int kv_head, Scores now,
                                       RowsInLanes<S::kDim, kRows>& x, float& maximum, float& sum) {
-    float now = first_score;
 #pragma unroll 1
     for (int t = from; t < to;) {
-      const bool seen = t >= first && t < after;
-      const float next = seen ? fmaxf(maximum, now) : maximum;
-      const float keep = exp2_approx(maximum - next), weight = seen ? exp2_approx(now - next) : 0.0f;
-      sum = fmaf(sum, keep, weight);
+      float next = maximum, weight[kTokens];
+      int seen = 0;  // bit b: token t + b
+#pragma unroll
+      for (int b = 0; b < kTokens; ++b) {
+        if (t + b < first || t + b >= after) continue;
+        seen |= 1 << b;
+        next = fmaxf(next, now.of[b]);
+      }
+      const float keep = exp2_approx(maximum - next);
+      sum *= keep;
+#pragma unroll
+      for (int b = 0; b < kTokens; ++b) {
+        weight[b] = (seen >> b & 1) != 0 ? exp2_approx(now.of[b] - next) : 0.0f;
+        sum += weight[b];
+      }
       maximum = next;
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
-        const float row_keep = of_row(keep, r), row_weight = of_row(weight, r);
-        const bool row_sees = of_row(seen ? 1 : 0, r) != 0;
+        const float row_keep = of_row(keep, r);
+        const int row_sees = of_row(seen, r);
 #pragma unroll
-        for (int i = 0; i < kEach<S::kDim>; ++i) {
-          const float v = value.get(p.a.values.dtype == DType::kF16, 0, i);
-          x[r][i] =
-              fmaf(x[r][i], row_keep, row_sees ? row_weight * v : 0.0f);  // an unseen NaN must not count
+        for (int i = 0; i < kEach<S::kDim>; ++i) x[r][i] *= row_keep;
+#pragma unroll
+        for (int b = 0; b < kTokens; ++b) {
+          const float row_weight = of_row(weight[b], r);
+#pragma unroll
+          for (int i = 0; i < kEach<S::kDim>; ++i)  // an unseen NaN must not count
+            if ((row_sees >> b & 1) != 0)
+              x[r][i] = fmaf(row_weight, value.get(p.a.values.dtype == DType::kF16, b, i), x[r][i]);
         }
       }
-      if (++t >= to) break;
+      t += kTokens;
+      if (t >= to) break;
       load(p, ending, t, kv_head);
       now = score(p);
     }

@@ -75,7 +75,7 @@ __device__ __forceinline__ void find_rows(const Params& p, const Sequence& seque
   }
 }
 
-// Brings a tile's rows and the sequence's first own token into the L2, where the previous kernel may still
+// Brings a tile's rows and the sequence's first own tokens into the L2, where the previous kernel may still
 // write them.
 template <class S>
 __device__ __forceinline__ void prefetch_rows(const Params& p, const Sequence& sequence, int first_row,
@@ -88,9 +88,9 @@ __device__ __forceinline__ void prefetch_rows(const Params& p, const Sequence& s
     const int token = divide(row, p.group_inverse);
     if (row < sequence.tokens * p.group)
       at = row_at(p.a.query, sequence.first_token + token, kv_head * p.group + row - token * p.group);
-  } else if (which < kTileRows + 2 && p.a.keys.data != nullptr) {
-    from = which == kTileRows ? &p.a.keys : &p.a.values;
-    at = row_at(*from, sequence.first_token, kv_head);
+  } else if (which < kTileRows + 2 * sequence.tokens && p.a.keys.data != nullptr) {
+    from = which % 2 == 0 ? &p.a.keys : &p.a.values;
+    at = row_at(*from, sequence.first_token + (which - kTileRows) / 2, kv_head);
   }
   if (at >= 0) prefetch_l2(static_cast<const std::uint8_t*>(from->data) + 2 * at + lane % kLines * 128);
 }

@@ -70,17 +70,18 @@ __device__ __forceinline__ void make_queries(const Params& p, const Sequence& se
 #pragma unroll 1
   for (int tile = team.member; tile < S::kQueryTiles; tile += team.members) {
     RowsInLanes<S::kDim, kTileRows> x;
-    if (tile > team.member) {
-      std::int64_t at[kTileRows];
-      find_rows<S>(p, sequence, first_row + tile * kTileRows, kv_head, at);
-      rows_of_tile.load(p.a.query, at);
-    }
     std::uint32_t bits = 0;
 #pragma unroll
     for (int r = 0; r < kTileRows; ++r)
 #pragma unroll
       for (int i = 0; i < kEach<S::kDim>; ++i)
         x[r][i] = rows_of_tile.get(p.a.query.dtype == DType::kF16, r, i) * signs_here[i];
+    if (const int next = tile + team.members;
+        next < S::kQueryTiles) {  // on its way while this one is rotated
+      std::int64_t at[kTileRows];
+      find_rows<S>(p, sequence, first_row + next * kTileRows, kv_head, at);
+      rows_of_tile.load(p.a.query, at);
+    }
     hadamard<S::kDim, kTileRows, false>(x, p.a.basis.base_matrix, staged, S::kStride);
 #pragma unroll
     for (int r = 0; r < kTileRows; ++r)

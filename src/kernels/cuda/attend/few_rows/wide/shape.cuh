@@ -11,10 +11,11 @@
 namespace turboquant::kernels::cuda::few_rows {
 
 // kRows_: 16 or 32 rows of a warp. kSharing: warps that read one stream of pages, each for its own rows.
-template <int kHeadDim, int kRows_, int kSharing_>
+// kBits_: as in Shape.
+template <int kHeadDim, int kRows_, int kSharing_, int kBits_>
 struct WideShape {
   static constexpr bool kWide = true;
-  static constexpr int kBits = 0;
+  static constexpr int kBits = kBits_;
   static constexpr bool kTeams = true;
   static constexpr int kAppendWarps = 0;
   static constexpr int kDim = kHeadDim, kRows = kRows_, kSharing = kSharing_;
