@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recipe in plain fp32 torch, with switches that the product does not have. For ablations and ideas only: a test holds it to
+"""The recipe in plain fp32 torch, with switches that the product does not have, and without its key metric. For ablations and ideas only: a test holds it to
 the product's codec where both can do the same.
 
 Bytes are those of codes, scales and centres without a page's padding.

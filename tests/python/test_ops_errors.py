@@ -55,6 +55,8 @@ BAD = [
     (ALL, "recent_starts", lambda t: t.long(), r"recent_starts is int64, not int32"),
     (("attend", "decode"), "query_signs", lambda t: t[:1], r"query_signs has shape \[1, 64\]; pass \[kv_heads=2, head_dim=64\]"),
     (("encode",), "key_signs", lambda t: t.half(), r"key_signs is float16, not float32"),
+    (("encode",), "key_metric", lambda t: torch.zeros(2, 64, 64), r"key_metric is float32, not int8"),
+    (("encode",), "key_metric", lambda t: torch.zeros(2, 64, 32, dtype=torch.int8), r"key_metric has shape \[2, 64, 32\]; pass \[kv_heads=2, head_dim=64, head_dim=64\]"),
     (ALL, "value_signs", lambda t: t[:, :32].contiguous(), r"value_signs has shape \[2, 32\]"),
     (ALL, "base", lambda t: torch.ones(12, 12), r"base=12 does not belong to head_dim=64; use 1"),
     (ALL, "base", lambda t: torch.ones(12, 11), r"base has shape \[12, 11\]; pass \[m, m=12\]"),
