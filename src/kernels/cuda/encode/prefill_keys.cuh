@@ -73,8 +73,8 @@ __device__ inline Stored other_centre(const EncodeCall& call, const PrefillTask&
   block.centre = keys.centre;
   block.sums = keys.scratch;
   block.group.sync();  // the page before is the team's own work
-  previous_centre(page_of(a, part, part.page - 1, task.head), format, part.previous_begin(), kPrefillDim,
-                  block);
+  previous_centre<16>(page_of(a, part, part.page - 1, task.head), format, part.previous_begin(), kPrefillDim,
+                      block);
   const float4 c = reinterpret_cast<const float4*>(keys.centre)[lane];
   float n[4];
   return round_four({c.x, c.y, c.z, c.w}, n);
