@@ -12,25 +12,6 @@ inline constexpr int kPrefillWarps = 16, kPrefillThreads = 32 * kPrefillWarps;
 inline constexpr int kTeamWarps = kPageTokens / kWarpVectors, kTeamThreads = 32 * kTeamWarps;
 inline constexpr int kTeams = kPrefillWarps / kTeamWarps;
 
-// Where areas of a page begin (turboquant/format.h), in 32 bits: an address costs a few instructions.
-inline constexpr int kCodeBytes = kPrefillDim * kPageTokens / 8;  // of a bit a coordinate
-__host__ __device__ constexpr int value_codes_at(const PageFormat& format) {
-  return kCodeBytes * format.k_bits;
-}
-__host__ __device__ constexpr int key_scales_at(const PageFormat& format) {
-  return kCodeBytes * (format.k_bits + format.v_bits);
-}
-__host__ __device__ constexpr int value_scales_at(const PageFormat& format) {
-  return key_scales_at(format) + 2 * kPageTokens;
-}
-__host__ __device__ constexpr int centre_area_at(const PageFormat& format) {
-  return value_scales_at(format) + 2 * kPageTokens;
-}
-static_assert(value_codes_at({kPrefillDim, 3, 2}) == PageFormat{kPrefillDim, 3, 2}.v_codes_offset());
-static_assert(key_scales_at({kPrefillDim, 3, 2}) == PageFormat{kPrefillDim, 3, 2}.k_scales_offset());
-static_assert(value_scales_at({kPrefillDim, 3, 2}) == PageFormat{kPrefillDim, 3, 2}.v_scales_offset());
-static_assert(centre_area_at({kPrefillDim, 3, 2}) == PageFormat{kPrefillDim, 3, 2}.centre_offset());
-
 // Codes of a page's tokens: 16 words each, and 4 of padding so that eight tokens' stores never meet in a
 // bank.
 using TokenCodes = std::uint32_t[kPageTokens][20];
@@ -38,24 +19,19 @@ using TokenCodes = std::uint32_t[kPageTokens][20];
 // A row of rotated keys and 4 words of padding, for the same reason.
 inline constexpr int kPaddedRow = kPairs + 4;
 
-// Centre of a page as a warp uses it.
+// Centre of a page as a warp uses it, in the order of rows.
 struct WarpCentre {
-  alignas(16) std::uint32_t steps[4][20];   // fp16 integers; word w of a row is [w % 4][w / 4], for an MMA
-  alignas(16) std::uint32_t pairs[kPairs];  // the centre times sqrt(d) as fp16, in the order of rows
+  alignas(16) std::uint32_t steps[kPairs];  // fp16 integers
+  alignas(16) std::uint32_t pairs[kPairs];  // the centre times sqrt(d) as fp16
 };
-// What the warps of a team tell each other of their tokens.
-struct alignas(16) TeamNews {
-  std::uint16_t chosen[kTeamWarps];  // a bit each
-  std::uint16_t scaled[kTeamWarps];  // not 0: any has a factor that is not 1
-};
-struct PrefillKeys {                                            // of a team
-  alignas(16) std::uint32_t rows[kPageTokens][kPaddedRow];      // rotated
-  alignas(16) std::uint32_t weights[kTeamWarps][kWarpVectors];  // of tokens in a mean, twice each
-  uint2 sums[2][kTeamWarps][32];                                // of a warp's rows, in a round
-  alignas(16) float centre[kPrefillDim];                        // not the page's own mean
+struct PrefillKeys {                                        // of a team
+  alignas(16) std::uint32_t rows[kPageTokens][kPaddedRow];  // rotated
+  alignas(16) std::uint32_t weights[kPageTokens];           // of tokens in a mean, twice each
+  alignas(16) std::uint32_t sums[2][kPairs];                // of the first 32 rows, of the others
+  alignas(16) float centre[kPrefillDim];                    // not the page's own mean
   alignas(16) float scratch[16];
-  alignas(16) float factors[kTeamWarps];  // of a warp's tokens the least, where any is not 1
-  TeamNews news[2];                       // in a round
+  alignas(16) std::uint32_t factors[kTeamWarps];   // of a warp's tokens the least; 1 more if any is not 1
+  alignas(8) std::uint16_t chosen[2][kTeamWarps];  // of a warp's tokens, a bit each
   WarpCentre centres[kTeamWarps];
 };
 struct PrefillValues {                           // of a team

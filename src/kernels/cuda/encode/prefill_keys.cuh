@@ -46,6 +46,18 @@ __device__ inline void fetch_keys(const EncodeCall& call, PrefillShared& shared,
         task.part, kWarpVectors * this_team().warp, shared.input());
 }
 
+// The lane's side of its key, which has been fetched, rotated, and its largest coordinate.
+template <DType kType>
+__device__ inline Rotated load_keys(const WarpInput& input, float& largest, SideVector& y) {
+#pragma unroll
+  for (int piece = 0; piece < 8; ++piece) {
+    float x[8];
+    unpack_signed<kType>(input, piece, x);
+    pack_side(x, piece, y);
+  }
+  return rotate_packed<kType>(input, largest, y);
+}
+
 // A warp: the rounded centre into its page, and zeros after it.
 __device__ inline void store_centre(const Stored& centre, std::uint8_t* area) {
   const int lane = this_thread() & 31;
@@ -76,102 +88,79 @@ __device__ inline Stored other_centre(const EncodeCall& call, const PrefillTask&
   previous_centre<16>(page_of(a, part, part.page - 1, task.head), format, part.previous_begin(), kPrefillDim,
                       block);
   const float4 c = reinterpret_cast<const float4*>(keys.centre)[lane];
-  float n[4];
-  return round_four({c.x, c.y, c.z, c.w}, n);
+  return round_four({c.x, c.y, c.z, c.w});
 }
 
+// A team's keys into its rows. Of a page that takes their mean: their weights, too; what a sum of all weights
+// is worth, over sqrt(d) but for the count; which tokens count.
+struct Mean {
+  float unit;
+  std::uint32_t weight;  // of the lane's token
+  Chosen chosen;
+};
 __device__ inline void keep_row(const Team& team, const SideVector& y, PrefillKeys& keys) {
 #pragma unroll
   for (int j = 0; j < kSidePairs; j += 4)
     *reinterpret_cast<uint4*>(&keys.rows[team.token][kSidePairs * this_side() + j]) =
         uint4{y[j], y[j + 1], y[j + 2], y[j + 3]};
 }
-// The sum of the rows of a warp's own tokens that are `taken`, by their weights.
-__device__ inline uint2 sum_taken(const Team& team, bool taken, float weight, PrefillKeys& keys) {
-  auto& weights = keys.weights[team.warp];
-  __syncwarp();
-  if (this_side() == 0) weights[team.token % kWarpVectors] = bits_of(__float2half2_rn(taken ? weight : 0.0f));
-  __syncwarp();
-  return sum_of_rows(keys.rows + kWarpVectors * team.warp, weights);
+__device__ inline Mean prepare_mean(const Team& team, bool counts, float factor, PrefillKeys& keys) {
+  const auto twice = [](float x) { return bits_of(__float2half2_rn(x)); };
+  Mean out{64.0f, twice(counts ? weight_of(1.0f, 1.0f) : 0.0f), {}};
+  const bool writes = this_side() == 0;
+  if (writes) keys.weights[team.token] = out.weight;
+  const std::uint32_t least = __reduce_min_sync(~0u, counts ? __float_as_uint(factor) : 0x7f000000u);
+  const bool any = __any_sync(~0u, counts && factor != 1.0f);
+  if ((this_thread() & 31) == 0) keys.factors[team.warp] = least | (any ? 1u : 0u);
+  publish(team, counts, keys.chosen[0]);
+  team.group.sync();
+  const uint4 all = *reinterpret_cast<const uint4*>(keys.factors);
+  if (((all.x | all.y | all.z | all.w) & 1u) != 0) {
+    const float page_least = __uint_as_float(min(min(all.x, all.y), min(all.z, all.w)) & ~1u);
+    out.weight = twice(counts ? weight_of(factor, page_least) : 0.0f);
+    if (writes) keys.weights[team.token] = out.weight;
+    out.unit *= one_over_power(page_least);
+    team.group.sync();
+  }
+  out.chosen = read(keys.chosen[0]);
+  return out;
 }
 
-// The centre that a page's keys are measured from, a lane's coordinates of it in steps, and whether the
-// lane's token is nearer to it than to 0.
-struct Choice {
-  Stored stored;
-  float n[4];
-  Measure measure;
-  bool nearer;
-};
-// Rules 2 and 3 where a page takes its own keys' mean. A warp adds up its own rows and the team meets once a
-// round. The first round takes all factors to be 1.
-__device__ inline Choice choose_mean(const EncodeCall& call, const Team& team, bool counts, float largest,
-                                     float factor, PrefillKeys& keys) {
-  const bool scaled = __any_sync(~0u, counts && factor != 1.0f), tells = (this_thread() & 31) == 0;
-  float unit = 64.0f, weight = weight_of(1.0f, 1.0f);
-  std::uint32_t mine = chosen_of_warp(counts);
-  uint2 sum = sum_taken(team, counts, weight, keys);
-  Chosen first{};
-  Choice out;
-#pragma unroll 1
-  for (int round = 0;; ++round) {
-    TeamNews& news = keys.news[round];
-    if (tells) {
-      news.chosen[team.warp] = static_cast<std::uint16_t>(mine);
-      news.scaled[team.warp] = static_cast<std::uint16_t>(scaled);
-    }
-    keys.sums[round][team.warp][this_thread() & 31] = sum;
-    team.group.sync();
-    const uint4 told = *reinterpret_cast<const uint4*>(&news);
-    const Chosen all{told.x, told.y};
-    if (round == 1 && all == first) break;
-    if (round == 0 && (told.z | told.w) != 0) {
-      const std::uint32_t least = __reduce_min_sync(~0u, counts ? __float_as_uint(factor) : 0x7f000000u);
-      if (tells) keys.factors[team.warp] = __uint_as_float(least);
-      team.group.sync();
-      const float4 f = *reinterpret_cast<const float4*>(keys.factors);
-      const float page_least = fminf(fminf(f.x, f.y), fminf(f.z, f.w));
-      weight = weight_of(factor, page_least);
-      unit *= one_over_power(page_least);
-      keys.sums[0][team.warp][this_thread() & 31] = sum_taken(team, counts, weight, keys);
-      team.group.sync();
-    }
-    first = all;
-    const auto count = static_cast<float>(all.count());
-    const float per_unit = count > 0.0f ? __fmul_rn(unit, divide_normal(call.rotation_scale, count)) : 0.0f;
-    out.stored = mean_of_sums(keys.sums[round], per_unit, out.n);
-    out.measure = take_centre(out.stored, out.n, call.centre_scale, keys.centres[team.warp]);
-    out.nearer = is_nearer(largest, factor, out.measure, team, keys);
-    if (round == 1) break;
-    mine = chosen_of_warp(out.nearer && counts);
-    sum = sum_taken(team, out.nearer && counts, weight, keys);
-  }
-  return out;
-}
-// The same of any page. The centre is taken up and, where the page is opened, stored.
-__device__ inline Choice choose_centre(const EncodeCall& call, const PrefillTask& task, const SideVector& y,
-                                       float largest, Rotated scaled, PrefillKeys& keys) {
+// Rules 2 and 3: whether the lane's token is nearer to the page's centre, which is taken up and, where the
+// page is opened, stored.
+__device__ inline bool choose_centre(const EncodeCall& call, const PrefillTask& task, const SideVector& y,
+                                     float largest, Rotated scaled, PrefillKeys& keys, Measure& measure) {
   const Team team = this_team();
   const Part& part = task.part;
-  WarpCentre& centre = keys.centres[team.warp];
+  const bool own = part.opens && part.has_own_centre();
+  const bool counts = scaled.finite && team.token >= part.begin && team.token < part.end;
   keep_row(team, y, keys);
-  Choice out;
-  if (part.opens && part.has_own_centre()) {
-    const bool counts = scaled.finite && team.token >= part.begin && team.token < part.end;
-    out = choose_mean(call, team, counts, largest, scaled.factor, keys);
-  } else {
-    __syncwarp();
-    out.stored = other_centre(call, task, keys);
-#pragma unroll
-    for (int k = 0; k < 4; ++k)
-      out.n[k] = static_cast<float>(static_cast<std::int8_t>(out.stored.steps >> (8 * k) & 255u));
-    out.measure = take_centre(out.stored, out.n, call.centre_scale, centre);
-    out.nearer = is_nearer(largest, scaled.factor, out.measure, team, keys);
+  Stored stored;
+  Mean mean;
+  if (own) mean = prepare_mean(team, counts, scaled.factor, keys);
+  else stored = other_centre(call, task, keys);
+  bool nearer;
+#pragma unroll 1
+  for (int round = 0;; ++round) {
+    if (own) {
+      const auto count = static_cast<float>(mean.chosen.count());
+      const float per_unit =
+          count > 0.0f ? __fmul_rn(mean.unit, divide_normal(call.rotation_scale, count)) : 0.0f;
+      stored = mean_of_rows(team, per_unit, keys);
+    }
+    measure = take_centre(stored, call.centre_scale, keys.centres[team.warp]);
+    nearer = is_nearer(largest, scaled.factor, measure, team, keys);
+    if (!own || round == 1) break;
+    publish(team, nearer && counts, keys.chosen[1]);
+    if (this_side() == 0) keys.weights[team.token] = nearer ? mean.weight : 0u;
+    team.group.sync();
+    const Chosen second = read(keys.chosen[1]);
+    if (second == mean.chosen) break;
+    mean.chosen = second;
   }
-  find_pairs(out.n, out.measure, centre);
   if (part.opens && team.warp == team.number % kTeamWarps)
-    store_centre(out.stored, task.page + centre_area_at(call.args.pages.format));
-  return out;
+    store_centre(stored, task.page + call.args.pages.format.centre_offset());
+  return nearer;
 }
 
 // y less the centre where the token is `centred`, else less `zeros` [kSidePairs]: a product with 0 or 1 would
@@ -193,50 +182,34 @@ __device__ inline void subtract_centre(SideVector& y, bool centred, float factor
   }
 #pragma unroll
   for (int j = 0; j < kSidePairs; ++j) {
-    const float2 n = __half22float2(as_half2(centre.steps[j % 4][first / 4 + j / 4]));
+    const float2 n = __half22float2(as_half2(centre.steps[first + j]));
     const float low = centre_at(measure.step, n.x, factor), high = centre_at(measure.step, n.y, factor);
     const __half2 c = centred ? __floats2half2_rn(low, high) : as_half2(0);
     y[j] = bits_of(__hsub2_rn(as_half2(y[j]), c));
   }
 }
 
-// Codes of the task's rotated keys. The next task's are fetched first.
-__device__ inline void code_keys(const EncodeCall& call, PrefillShared& shared, SideVector& y, float largest,
-                                 Rotated scaled, PrefillKeys& keys) {
-  __syncwarp();
-  if (shared.next() != kNoTask) fetch_keys(call, shared, shared.next());
-  const Choice choice = choose_centre(call, shared.task(), y, largest, scaled, keys);
-  const bool centred = choice.nearer && scaled.finite;
-  const Team team = this_team();
-  subtract_centre(y, centred, scaled.factor, choice.measure, keys.centres[team.warp], shared.zeros);
-
-  SideCodes codes =
-      code_side<KeyOrder, false>(y, side_largest(y), scaled, call.rotation_scale, call.key_coder);
-  if (!centred && codes.scale != kNanScale) codes.scale |= kReferenceIsZero;
-
-  const PageFormat& format = call.args.pages.format;
-  const PrefillTask& task = shared.task();
-  store_side_scale(task.part, team.token, codes.scale, task.page + key_scales_at(format));
-  store_key_codes(codes, team.token, task.part, format.k_bits, task.page);
-}
-// The task's keys are being fetched.
+// The task's keys have been fetched; then the next one's are.
 template <DType kType>
 __device__ inline void encode_keys(const EncodeCall& call, PrefillShared& shared, PrefillKeys& keys) {
+  const PageFormat& format = call.args.pages.format;
   SideVector y;
+  float largest;
   wait_for_fetch();
-#pragma unroll
-  for (int piece = 0; piece < 8; ++piece) {
-    float x[8];
-    unpack_signed<kType>(shared.input(), piece, x);
-    pack_side(x, piece, y);
-  }
-  side_hadamard(y);
-  const float largest = side_largest(y);
-  if (__all_sync(~0u, is_unscaled(largest)))  // all have a factor of 1
-    return code_keys(call, shared, y, largest, {1.0f, true}, keys);
-  SideVector again;
-  const Rotated scaled = rotate_scaled<kType>(shared.input(), again);
-  code_keys(call, shared, again, side_largest(again), scaled, keys);
+  const Rotated scaled = load_keys<kType>(shared.input(), largest, y);
+  if (shared.next() != kNoTask) fetch_keys(call, shared, shared.next());
+
+  Measure measure;
+  const bool centred = choose_centre(call, shared.task(), y, largest, scaled, keys, measure) && scaled.finite;
+  const Team team = this_team();
+  subtract_centre(y, centred, scaled.factor, measure, keys.centres[team.warp], shared.zeros);
+
+  SideCodes codes = code_side<KeyOrder>(y, side_largest(y), scaled, call.rotation_scale, call.key_coder);
+  if (!centred && codes.scale != kNanScale) codes.scale |= kReferenceIsZero;
+
+  const PrefillTask& task = shared.task();
+  store_side_scale(task.part, team.token, codes.scale, task.page + format.k_scales_offset());
+  store_key_codes(codes, team.token, task.part, format.k_bits, task.page);
 }
 
 }  // namespace turboquant::kernels::cuda

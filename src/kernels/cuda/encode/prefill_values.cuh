@@ -99,9 +99,11 @@ __device__ inline void fetch_values(const EncodeCall& call, PrefillShared& share
         task.part, kWarpVectors * this_team().warp, shared.input());
 }
 
-// The lane's side of its value, which has been fetched, to be rotated. Signs are +1 or -1.
+// The lane's side of its value, which has been fetched, rotated, and its largest coordinate. Signs are +1 or
+// -1.
 template <DType kType>
-__device__ inline void load_values(const WarpInput& input, std::uint32_t* flips, SideVector& y) {
+__device__ inline Rotated load_values(const WarpInput& input, std::uint32_t* flips, float& largest,
+                                      SideVector& y) {
   const int side = this_side(), row = this_thread() % kWarpVectors, lane = this_thread() & 31;
   const uint4 signs = *reinterpret_cast<const uint4*>(&input.signs[4 * lane]);
   constexpr std::uint32_t kSign = 0x80000000u;
@@ -133,44 +135,30 @@ __device__ inline void load_values(const WarpInput& input, std::uint32_t* flips,
     }
     pack_side(x, piece, y);
   }
+  return rotate_packed<kType>(input, largest, y);
 }
 
-// Codes of the task's rotated values. The next task's are fetched first. kPlain: all have a factor of 1 and
-// are large. What is known of them is known where they are coded: two copies of the code, but one has no
-// moves of registers and fewer branches.
-template <bool kPlain>
-__device__ inline void code_values(const EncodeCall& call, PrefillShared& shared, std::uint32_t parity,
-                                   SideVector& y, float largest, Rotated scaled, PrefillValues& values) {
-  __syncwarp();
-  if (shared.next() != kNoTask) fetch_values(call, shared, shared.next());
+// The task's values are being fetched; then the next one's are. `parity` changes from page to page.
+template <DType kType>
+__device__ inline void encode_values(const EncodeCall& call, PrefillShared& shared, std::uint32_t parity,
+                                     PrefillValues& values) {
   const PageFormat& format = call.args.pages.format;
-  const SideCodes codes =
-      code_side<ValueOrder, kPlain>(y, largest, scaled, call.rotation_scale, call.value_coder);
+  SideVector y;
+  float largest;
+  wait_for_fetch();
+  const Rotated scaled = load_values<kType>(shared.input(), values.flips[this_team().warp], largest, y);
+  if (shared.next() != kNoTask) fetch_values(call, shared, shared.next());
+  const SideCodes codes = code_side<ValueOrder>(y, largest, scaled, call.rotation_scale, call.value_coder);
   const Team team = this_team();
   const PrefillTask& task = shared.task();
-  store_side_scale(task.part, team.token, codes.scale, task.page + value_scales_at(format));
+  store_side_scale(task.part, team.token, codes.scale, task.page + format.v_scales_offset());
   std::uint32_t* row = values.codes[parity][team.token] + kSideWords * this_side();
 #pragma unroll
   for (int w = 0; w < kSideWords; w += 4)
     *reinterpret_cast<uint4*>(row + w) =
         uint4{codes.words[w], codes.words[w + 1], codes.words[w + 2], codes.words[w + 3]};
   team.group.sync();
-  store_value_codes(values.codes[parity], task.part, format.v_bits, task.page + value_codes_at(format));
-}
-// The task's values are being fetched. `parity` changes from page to page.
-template <DType kType>
-__device__ inline void encode_values(const EncodeCall& call, PrefillShared& shared, std::uint32_t parity,
-                                     PrefillValues& values) {
-  SideVector y;
-  wait_for_fetch();
-  load_values<kType>(shared.input(), values.flips[this_team().warp], y);
-  side_hadamard(y);
-  const float largest = side_largest(y);
-  if (__all_sync(~0u, is_unscaled(largest)))
-    return code_values<true>(call, shared, parity, y, largest, {1.0f, true}, values);
-  SideVector again;
-  const Rotated scaled = rotate_scaled<kType>(shared.input(), again);
-  code_values<false>(call, shared, parity, again, side_largest(again), scaled, values);
+  store_value_codes(values.codes[parity], task.part, format.v_bits, task.page + format.v_codes_offset());
 }
 
 }  // namespace turboquant::kernels::cuda

@@ -51,13 +51,12 @@ __device__ inline void copy_async_16(void* to, const void* from, bool present = 
 __device__ inline void fetch(const std::uint16_t* rows, std::int64_t stride, const float* signs,
                              const Part& part, int first, WarpInput& out) {
   const int lane = this_thread() & 31, at = 4 * lane;
-  const std::uint16_t* from = rows + (first + lane / 4) * stride + 8 * (lane % 4);
-  const int begin = part.begin, end = part.end;
   copy_async_16(out.signs + at, signs + at);
+  const std::uint16_t* from = rows + (first + lane / 4) * stride + 8 * (lane % 4);
 #pragma unroll
   for (int v = lane / 4; v < kWarpVectors; v += 8, from += 8 * stride) {
     const int slot = first + v;
-    const bool present = slot >= begin && slot < end;
+    const bool present = slot >= part.begin && slot < part.end;
     const auto* row = present ? from : reinterpret_cast<const std::uint16_t*>(signs);
 #pragma unroll
     for (int piece = 0; piece < 16; piece += 4)
@@ -136,9 +135,10 @@ __device__ inline void pack_side(const float (&x)[8], int piece, SideVector& y) 
   }
 }
 
-// Rule 1 of the lane's vector.
+// Of vectors whose largest coordinate after the rotation, `largest`, does not tell that their factor is 1:
+// the factor by rule 1, and the rotation anew if it is another one.
 template <DType kType>
-__device__ inline Rotated scale_of_row(const WarpInput& input) {
+__device__ inline Rotated rotate_scaled(const WarpInput& input, float& largest, SideVector& y) {
   float most = 0.0f;
 #pragma unroll 1
   for (int piece = 0; piece < 8; ++piece) {
@@ -149,7 +149,20 @@ __device__ inline Rotated scale_of_row(const WarpInput& input) {
   }
   most = larger_or_nan(most, other_side(most));
   const bool finite = most < kLargest;
-  return {finite ? factor_of(most, kPrefillDim) : 1.0f, finite};
+  const float factor = finite ? factor_of(most, kPrefillDim) : 1.0f;
+  if (__any_sync(~0u, factor != 1.0f || !finite)) {
+#pragma unroll
+    for (int piece = 0; piece < 8; ++piece) {
+      float x[8];
+      unpack_signed<kType>(input, piece, x);
+#pragma unroll
+      for (float& c : x) c = finite ? __fmul_rn(c, factor) : 0.0f;
+      pack_side(x, piece, y);
+    }
+    side_hadamard(y);
+    largest = side_largest(y);
+  }
+  return {factor, finite};
 }
 // Whether a rotation whose largest coordinate is this had a factor of 1. With a largest coordinate x of the
 // vector it lies between about x and 128 x.
@@ -157,21 +170,14 @@ __device__ inline bool is_unscaled(float largest) {
   return largest >= 0x1p-4f && largest < 252.0f;
 }
 
-// Of vectors whose largest coordinate after the rotation does not tell that their factor is 1: the factor,
-// and the rotation anew. Those that turn out to have 1 are rotated again, too: if both results were one
-// variable, it would be moved to other registers even where neither is needed.
+// Rotates the packed coordinates of `input`; `largest` of them, in both lanes.
 template <DType kType>
-__device__ inline Rotated rotate_scaled(const WarpInput& input, SideVector& y) {
-  const Rotated out = scale_of_row<kType>(input);
-#pragma unroll
-  for (int piece = 0; piece < 8; ++piece) {
-    float x[8];
-    unpack_signed<kType>(input, piece, x);
-#pragma unroll
-    for (float& c : x) c = out.finite ? __fmul_rn(c, out.factor) : 0.0f;
-    pack_side(x, piece, y);
-  }
+__device__ inline Rotated rotate_packed(const WarpInput& input, float& largest, SideVector& y) {
   side_hadamard(y);
+  largest = side_largest(y);
+  Rotated out{1.0f, true};
+  if (!__all_sync(~0u, is_unscaled(largest))) out = rotate_scaled<kType>(input, largest, y);
+  __syncwarp();
   return out;
 }
 
