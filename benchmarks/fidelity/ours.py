@@ -54,12 +54,12 @@ class Recipe:
         table = torch.arange(count, dtype=torch.int32, device=device)[None]
         pages = torch.zeros(count, heads, ops.page_bytes(dim, self.k_bits, self.v_bits), dtype=torch.uint8, device=device)
         lengths = torch.zeros(1, dtype=torch.int32, device=device)
-        starts = {size: torch.tensor([0, size], dtype=torch.int32, device=device) for size in set(calls)}
+        starts = {size: torch.tensor([0, size], dtype=torch.int32, device=device) for size, _ in calls}
         done = 0
-        for size in calls:
+        for size, steps in calls:
             ops.encode(
                 keys[done : done + size], values[done : done + size], starts[size], table, lengths, None, pages, None, None,
-                key_signs, value_signs, base, self.k_bits, self.v_bits, 0, False, metric,
+                key_signs, value_signs, base, self.k_bits, self.v_bits, 0, False, None if steps else metric,
             )  # fmt: skip
             done += size
             lengths += size
@@ -90,15 +90,16 @@ def call_sizes(tokens: int, calls: Sequence[int], hold: int = 0) -> list[int]:
     return sizes
 
 
-def joined(calls: Sequence[int]) -> list[int]:
-    """Calls that leave the same bytes as `calls`: a page's centre is made by the call that opens it, so single tokens behind that one may
-    come at once."""
-    sizes: list[int] = []
+def joined(calls: Sequence[int]) -> list[tuple[int, bool]]:
+    """(size, are these steps of one token?) of calls that leave the same bytes as `calls`: a page's centre is made by the call that opens
+    it, so single tokens behind that one may come at once."""
+    groups: list[tuple[int, bool]] = []
     done = 0
     for size in calls:
-        if size == 1 and sizes and done % PAGE_TOKENS > 1 and sizes[-1] < PAGE_TOKENS and (done - sizes[-1]) % PAGE_TOKENS > 0:
-            sizes[-1] += 1
+        last, steps = groups[-1] if groups else (0, False)
+        if size == 1 and steps and done % PAGE_TOKENS > 1 and last < PAGE_TOKENS and (done - last) % PAGE_TOKENS > 0:
+            groups[-1] = (last + 1, True)
         else:
-            sizes.append(size)
+            groups.append((size, size == 1))
         done += size
-    return sizes
+    return groups

@@ -13,7 +13,7 @@ from ._errors import translated
 from .calibration import Calibration
 from .carrier import Carrier, Step, in_rows, rows_of
 from .held import Held
-from .metric import key_metric
+from .metric import key_metric, metric_for
 from .options import LastOptions, Options
 from .pages import PAGE_TOKENS, PagePool, PageTable
 from .prepared import Prepared
@@ -187,7 +187,8 @@ class TurboQuantLayer(CacheLayerMixin):
         own = in_rows(query), in_rows(step.keys), in_rows(step.values)
         arguments = (
             *own, token_starts, pages.pool.data, pages.table, self._lengths(), self.starts_tensor, self.fringe,
-            self.recent_starts, self.key_signs, self.query_signs, self.value_signs, self.base, options.sinks, *numbers, workspace, self.key_metric,
+            self.recent_starts, self.key_signs, self.query_signs, self.value_signs, self.base, options.sinks, *numbers, workspace,
+            metric_for(self.key_metric, tokens),
         )  # fmt: skip
         try:
             out = ops.attend_encode(*arguments)
@@ -249,7 +250,7 @@ class TurboQuantLayer(CacheLayerMixin):
         """Encodes the step's tokens, or holds them."""
         if step.tokens:
             if self.pages.length:
-                self._encode(step.keys, step.values, self.key_signs, self.key_metric)
+                self._encode(step.keys, step.values, self.key_signs, metric_for(self.key_metric, step.tokens))
             else:
                 self._begin(step)
         self._stored(step)
@@ -269,7 +270,7 @@ class TurboQuantLayer(CacheLayerMixin):
                 key_signs, query_signs = self.signs / balance, self.signs * balance
             if settings.metric:
                 metric = key_metric(held.queries, self.starts_tensor, query_signs, self.base)
-        self._encode(held.keys, held.values, key_signs, metric)
+        self._encode(held.keys, held.values, key_signs, metric_for(metric, held.tokens))
         self.key_signs, self.query_signs, self.key_metric = key_signs, query_signs, metric
         self.balance_frozen, self.held = True, None
 

@@ -8,7 +8,7 @@ import torch
 from . import ops
 from .carrier import rows_of
 
-QUERY_TOKENS = 2048  # at most, evenly spaced over the call
+QUERY_TOKENS = 2048  # about, of all sequences together, evenly spaced in each
 DAMPING = 0.25  # of the mean square, in every direction
 PRIOR = 4.5  # and as many times head_dim over the number of queries: few say little
 
@@ -22,12 +22,12 @@ def key_metric(query: torch.Tensor, starts: torch.Tensor | None, query_signs: to
     batch, q_heads, tokens, head_dim = query.shape
     kv_heads = query_signs.shape[0]
     step = -(-batch * tokens // QUERY_TOKENS) or 1
-    sample = rows_of(query)[::step].float()
+    sample = rows_of(query[:, :, ::step]).float()
     rotated = ops.rotate(sample, query_signs.repeat_interleave(q_heads // kv_heads, 0), base)
     counted = rotated.isfinite().all(-1, keepdim=True)
     if starts is not None:
-        row = torch.arange(len(sample), device=query.device) * step
-        counted = counted & (row % tokens >= starts[row // tokens])[:, None, None]
+        token = torch.arange(0, tokens, step, device=query.device)
+        counted = counted & (token >= starts[:, None]).reshape(-1, 1, 1)
     x = torch.where(counted, rotated, 0.0).transpose(0, 1).reshape(kv_heads, -1, head_dim)
     queries = counted.view(-1, kv_heads, q_heads // kv_heads).sum((0, 2)).clamp_min(1).double()
     largest = x.abs().amax((1, 2), keepdim=True).clamp_min(1e-30)
@@ -36,3 +36,9 @@ def key_metric(query: torch.Tensor, starts: torch.Tensor | None, query_signs: to
     diagonal = moment.diagonal(0, 1, 2)
     diagonal += diagonal.sum(-1, keepdim=True) * (DAMPING / head_dim + PRIOR / queries)[:, None]
     return (moment * (127 / diagonal.amax(-1).clamp_min(1.0))[:, None, None]).round().to(torch.int8)
+
+
+def metric_for(metric: torch.Tensor | None, tokens: int) -> torch.Tensor | None:
+    """The metric that a call of so many tokens a sequence is coded with. A single token is a step of decoding: it is coded by the
+    launch that attends, which a metric's moves would make longer (docs/adr/0008)."""
+    return metric if tokens > 1 else None

@@ -74,6 +74,16 @@ def test_a_cache_takes_its_metric_from_the_first_call_and_keeps_it(cache_class):
     assert one.key_metric is None or not one.key_metric.any()
 
 
+def test_a_step_of_one_token_is_coded_without_the_metric():
+    cached, plain = (LayerPair(metric=metric, fringe=None) for metric in (True, False))
+    for tokens in (80, 1, 1, 7):
+        for pair in (cached, plain):
+            pair.call(tokens)
+        keys, others = (pair.layer.dequantize()[0] for pair in (cached, plain))
+        same = (keys == others).all(-1)[0, :, -tokens:]
+        assert same.all() if tokens == 1 else not same.all()
+
+
 def test_tokens_without_queries_leave_no_metric():
     pair = LayerPair()
     _, keys, values = pair.vectors(70)
