@@ -54,6 +54,20 @@ TEST(EncodePrefill, ServesFringeAndLeftPadding) {
   expect_same(shape, DType::kF16, {{900, 800, 700}, {700, 2, 900}});
 }
 
+// Pages of fewer than 16 tokens at the end of a call take their centre from keys that have been flipped.
+TEST(EncodePrefill, WritesTheReferencesBytesWithAMetric) {
+  for (int bits = 2; bits <= 4; ++bits) {
+    Shape shape = prefill_shape(bits, 4);
+    shape.metric = true;
+    shape.fringe_first = 4;
+    shape.fringe_recent = 29;
+    expect_same(shape, bits == 3 ? DType::kBF16 : DType::kF16,
+                {{900, 64 * 11 + 5, 700}, {710, 5, 800}, {1, 1, 1}});
+    shape.starts = {0, 70, 3};
+    expect_same(shape, DType::kBF16, {{901, 64 * 12 + 9, 700}, {700, 2, 900}}, true);
+  }
+}
+
 TEST(EncodePrefill, KeepsOddVectorsInTheirTokens) {
   expect_same(prefill_shape(4, 4), DType::kBF16, {{900, 800, 700}}, true);
   expect_same(prefill_shape(3, 2), DType::kBF16, {{900, 800, 700}}, true);

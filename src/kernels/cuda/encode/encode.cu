@@ -25,8 +25,10 @@ Status encode(const EncodeArgs& args, const Context& context) {
   const std::int64_t slots = std::min(sequences.tokens, by_page);
   const auto limits = device_limits(context.device.index);
   if (!limits.ok()) return limits.error();
-  if (prefill_serves(args, slots, limits.value()))
-    return launch_prefill(call, slots, limits.value(), context);
+  if (prefill_serves(args, slots, limits.value())) {
+    Status status = launch_prefill(call, slots, limits.value(), context);
+    return status.ok() && args.basis.key_metric != nullptr ? launch_flip_keys(call, slots, context) : status;
+  }
   const bool direct = sequences.tokens <= sequences.count;
   if (args.basis.key_metric != nullptr) return launch_flips(call, slots, direct, context);
   return launch_pages_with<false>(call, slots, direct, context);

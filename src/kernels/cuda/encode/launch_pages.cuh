@@ -12,16 +12,21 @@ namespace turboquant::kernels::cuda {
 inline constexpr int kPageWarps = 8;
 inline constexpr int kRowBytes = 32 * 1024;  // of rotated keys that a block keeps
 
-template <bool kFlip, int C>
-Status launch_pages_of(const EncodeCall& call, std::int64_t slots, bool direct, const Context& context) {
-  constexpr int n = 32 * C;
-  const PageFormat& format = call.args.pages.format;
+// n: 32 coordinates_per_lane().
+inline BlockPlan plan_of(const PageFormat& format, int n, bool direct) {
   BlockPlan plan;
   plan.direct = direct;
   plan.warps = direct ? 1 : kPageWarps;
   plan.row_count = direct ? plan.warps : std::min(kPageTokens, kRowBytes / (4 * n));
   plan.image_bytes =
       direct ? 0 : 8 * format.head_dim * std::max(format.k_bits, format.v_bits) + 2 * kPageTokens;
+  return plan;
+}
+
+template <bool kFlip, int C>
+Status launch_pages_of(const EncodeCall& call, std::int64_t slots, bool direct, const Context& context) {
+  constexpr int n = 32 * C;
+  const BlockPlan plan = plan_of(call.args.pages.format, n, direct);
   const auto heads = static_cast<unsigned>(call.args.pages.kv_heads);
   const dim3 grid(static_cast<unsigned>(slots), direct ? heads : 2 * heads);
   const int parts = direct ? 2 : 1;  // of a block

@@ -138,8 +138,8 @@ bool is_aligned(const Rows& rows) {
 bool prefill_serves(const EncodeArgs& args, std::int64_t slots, const DeviceLimits& limits) {
   const std::int64_t pages = slots * args.pages.kv_heads;
   return args.pages.format.head_dim == kPrefillDim && args.keys.dtype != DType::kF32 &&
-         args.basis.key_metric == nullptr && is_aligned(args.keys) && is_aligned(args.values) &&
-         is_aligned(args.basis.key_signs) && is_aligned(args.basis.value_signs) &&
+         is_aligned(args.keys) && is_aligned(args.values) && is_aligned(args.basis.key_signs) &&
+         is_aligned(args.basis.value_signs) &&
          static_cast<std::size_t>(limits.shared_bytes) >= sizeof(PrefillShared) && pages >= limits.sm_count &&
          args.sequences.tokens >= 16 * slots;
 }
