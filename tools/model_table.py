@@ -18,10 +18,8 @@ from gpu_model.report import ARMS, WORDS  # noqa: E402
 
 DOCUMENT, README = ROOT / "docs/transformers.md", ROOT / "README.md"
 BEGIN, END = "<!-- model runs: written by tools/model_table.py -->\n", "<!-- end of model runs -->\n"
-METHOD = (
-    "A speed-up with brackets is the median of ratios of steps that ran one after the other. Compiled steps are those of a loop that waits for "
-    'none; "each waited for": single ones.'
-)
+PAIRS = "A speed-up with brackets is the median of ratios of steps that ran one after the other."
+LOOPS = 'Compiled steps are those of a loop that waits for none; "each waited for": single ones.'
 HEAD = ["| | transformers | ours | target | reached | |", "|---|---|---|---|---|---|"]
 
 
@@ -83,7 +81,8 @@ def section(path: Path, report: dict) -> str:
         f"GB/s, torch {report['torch']}, transformers {report['transformers']}, commit {report['commit']} ({run}; "
         f"{sum(met is True for met in targets)} of {len(targets)} targets met):"
     )
-    method = ["", METHOD] if any("ratio" in row for row in report["rows"]) else []
+    said = [text for text, key in ((PAIRS, "ratio"), (LOOPS, "waited_ms")) if any(key in row for row in report["rows"])]
+    method = ["", " ".join(said)] if said else []
     return "\n".join(["", caption, "", *HEAD, *(line for row in report["rows"] for line in lines(row)), *method, ""])
 
 

@@ -251,7 +251,7 @@ def test_a_compiled_row_says_its_ratio_s_spread_and_what_a_step_takes_that_is_wa
     text = made.lines(row)[0]
     assert "| StaticCache 12.00 (11.00 to 13.00) ms, each waited for 12.50 | 7.00 (6.00 to 8.00) ms, each waited for 8.00, floor 5.10, without a history 6.90 |" in text
     assert text.endswith("| 1.70 (0.70 to 2.70) | met |") and "waited for, 8.00" in report.line(row) and "ratio 1.70" in report.line(row)
-    assert made.METHOD in made.section(Path("run.json"), a_report() | {"rows": [row]}) and made.METHOD not in made.section(Path("run.json"), a_report())
+    assert made.PAIRS in made.section(Path("run.json"), a_report() | {"rows": [row]}) and made.PAIRS not in made.section(Path("run.json"), a_report())
 
 
 def test_the_readmes_table_has_the_rows_with_targets():
