@@ -179,9 +179,10 @@ Status encode(const EncodeArgs& args, const Context& context = {});
 Status decode(const DecodeArgs& args, const Context& context = {});
 Status attend(const AttendArgs& args, const Context& context = {});
 
-// A step of decoding: attend, then encode of the same tokens, of which every sequence has as many. Outputs
-// and bytes are those of the two calls. On CUDA one launch may do both where every sequence has one token.
-// args.settled promises what it does for attend.
+// A step of decoding: attend, then encode of the same tokens, of which every sequence has as many (on CUDA
+// the host cannot see token_starts: where they say otherwise, tokens may be left out). Outputs and bytes are
+// those of the two calls. On CUDA one launch may do both where every sequence has one token; a page that a
+// token opens is then read by nobody in the call. args.settled promises what it does for attend.
 Status attend_encode(const AttendArgs& args, const Context& context = {});
 
 // What attend needs as workspace for calls of at most `tokens` rows, whatever their lengths.

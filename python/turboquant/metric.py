@@ -22,7 +22,7 @@ def key_metric(query: torch.Tensor, starts: torch.Tensor | None, query_signs: to
     """
     batch, q_heads, tokens, head_dim = query.shape
     kv_heads = query_signs.shape[0]
-    step = -(-batch * tokens // QUERY_TOKENS) or 1
+    step = min(-(-batch * tokens // QUERY_TOKENS), max(tokens // 8, 1)) or 1  # of many sequences still eight tokens each
     sample = rows_of(query[:, :, ::step]).float()
     rotated = ops.rotate(sample, query_signs.repeat_interleave(q_heads // kv_heads, 0), base)
     counted = rotated.isfinite().all(-1, keepdim=True)

@@ -113,7 +113,7 @@ def encode(
     these promises a settled `encode` counts as a part of the kernel before it.
 
     ``key_metric`` int8 ``[kv_heads, head_dim, head_dim]``, symmetric, or None: what an error of a rotated key costs, which the
-    choice of codes then lowers (``vectors.key_metric`` makes it of queries; docs/adr/0008).
+    choice of codes then lowers (``metric.key_metric`` makes it of queries; docs/adr/0008).
     """
     _call(
         _ops.encode.default, keys, values, token_starts, page_table, lengths, starts, pages, fringe,

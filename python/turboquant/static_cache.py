@@ -70,7 +70,7 @@ class TurboQuantStaticCache(Cache):
     check = length
 
     def reset(self) -> None:
-        """Forgets all tokens and the balance of the first call. What went wrong before and was not raised is raised then."""
+        """Forgets all tokens, and balance and metric of the first call. What went wrong before and was not raised is raised then."""
         failure = None
         try:
             failed_before = self.state.reported

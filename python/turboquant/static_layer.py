@@ -172,11 +172,11 @@ class TurboQuantStaticLayer(CacheLayerMixin):
             if step.index == state.first and first_reader:
                 read_first_mask(state, mask, tokens)
             out = exact()
-            if (self.settings.balance or self.settings.metric) and not self.balance_frozen and first_reader:
+            if tokens and (self.settings.balance or self.settings.metric) and not self.balance_frozen and first_reader:
                 self.take_balance(step, query)
             if last_reader:
                 self.encode(step)
-                self.balance_frozen = True
+                self.balance_frozen = self.balance_frozen or tokens > 0
         else:
             if step.index == state.first and first_reader:
                 read_later_mask(state, mask, tokens)

@@ -69,7 +69,7 @@ Status check_pages(const Pages& pages, const Basis& basis, DeviceType device) {
                    " bytes, as CUDA kernels read them; cudaMalloc and torch align");
   if (device == DeviceType::kCuda && !aligned(basis.key_metric, kMetricAlignment))
     return invalid("key_metric is not aligned to " + number(kMetricAlignment) +
-                   " bytes, as CUDA kernels read it");
+                   " bytes, as CUDA kernels read it; cudaMalloc and torch align, a slice may not");
   if (pages.kv_heads < 1) return invalid("kv_heads=" + number(pages.kv_heads) + "; use at least 1");
   if (pages.count < 0) return invalid("pages.count=" + number(pages.count) + " is negative");
   return check_base(pages.format.head_dim, basis.base, basis.base_matrix);
@@ -244,7 +244,7 @@ Status check(const AttendArgs& a, std::size_t workspace_needed, DeviceType devic
 
 Status check_even(const Sequences& s, DeviceType device) {
   const std::int64_t tokens = tokens_of(s, device);
-  if (tokens == 0) return {};
+  if (tokens == 0 || s.count == 0) return {};
   if (tokens % s.count != 0)
     return invalid(number(tokens) + " tokens of " + number(s.count) +
                    " sequences; a step has as many of each sequence");

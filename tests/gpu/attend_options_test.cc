@@ -76,9 +76,14 @@ TEST(AttendOptions, AgreesWithWindowSoftcapSinksAndPadding) {
 TEST(AttendOptions, AgreesWithoutTokensOfTheCallsOwn) {
   for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16})
     for (const std::vector<int>& own : {std::vector{1, 1}, {4, 2}, {100, 1}}) {
-      Shape shape;
-      shape.format = {64, 4, 4};
-      expect_attend(shape, {{150, 0}}, own, "history only", dtype, {.history_only = true});
+      for (const int group : {3, 16}) {
+        Shape shape;
+        shape.format = {64, 4, 4};
+        shape.group = group;
+        shape.max_pages = 20;
+        expect_attend(shape, {{1000, 0}}, own, "history only, group " + std::to_string(group), dtype,
+                      {.history_only = true});
+      }
     }
 }
 

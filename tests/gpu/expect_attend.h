@@ -22,7 +22,7 @@ inline void apply(const Options& options, AttendArgs& a, const float* sinks) {
   a.softcap = options.softcap;
   a.sinks = options.sinks.empty() ? nullptr : sinks;
   a.settled = options.settled;
-  if (options.history_only) a.keys.data = a.values.data = nullptr;
+  if (options.history_only) a.keys = a.values = {};
 }
 
 inline World::Attended attend_on_host(World& world, const World::Call& call, const Options& options = {}) {

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Codes of keys are chosen by what the first call's queries make of their errors (docs/adr/0008)."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+import where
 from layer_pair import LayerPair
 from tiny_models import prompt, tiny_model
 from turboquant import TurboQuantCache, TurboQuantStaticCache, enable, ops
+from turboquant.attention import turboquant_attention
 from turboquant.carrier import rows_of
 from turboquant.metric import DAMPING, PRIOR, QUERY_TOKENS, key_metric
 
@@ -82,6 +86,28 @@ def test_a_step_of_one_token_is_coded_without_the_metric():
         keys, others = (pair.layer.dequantize()[0] for pair in (cached, plain))
         same = (keys == others).all(-1)[0, :, -tokens:]
         assert same.all() if tokens == 1 else not same.all()
+
+
+@pytest.mark.parametrize("balance", [True, False])
+def test_steps_of_one_token_and_of_several_take_turns(balance):
+    """Each is coded by its own rule, also where a step repeats the last one's arguments."""
+    pair = LayerPair(batch=2, balance=balance, fringe=None)
+    for tokens in (80, 5, 5, 5, 5, 1, 1, 1, 1, 5, 5, 5, 1, 20):
+        pair.check(tokens)
+    for ours, expected in zip(pair.layer.dequantize(torch.float32), pair.oracle.history()):
+        assert torch.equal(ours, expected.float())
+
+
+def test_a_first_call_without_tokens_leaves_balance_and_metric_to_the_next():
+    model = enable(tiny_model("llama"))
+    cache = TurboQuantStaticCache(model.config, max_tokens=128)
+    layer, module = cache.layers[0], SimpleNamespace(training=False, is_causal=True, num_key_value_groups=2)
+    generator = torch.Generator().manual_seed(0)
+    for tokens in (0, 70):
+        query, keys, values = (torch.randn(1, heads, tokens, 32, generator=generator).to(where.DEVICE) for heads in (4, 2, 2))
+        turboquant_attention(module, query, *cache.update(keys, values, 0), None)
+        assert layer.balance_frozen == bool(tokens)
+    assert layer.key_metric.diagonal(0, 1, 2).amax() == 127
 
 
 def test_tokens_without_queries_leave_no_metric():

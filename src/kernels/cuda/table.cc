@@ -37,14 +37,22 @@ Status on_device(const Args& args, const Context& context) {
   return verb(args, context);
 }
 
+std::size_t attend_workspace_bytes(const PageFormat& format, int kv_heads, int q_heads, int sequences,
+                                   std::int64_t tokens, const Context& context) {
+  const CurrentDevice current(context.device.index);  // which kernels there are is asked of the current one
+  return cuda::attend_workspace_bytes(format, kv_heads, q_heads, sequences, tokens, context);
+}
+
 }  // namespace
 
 const CudaTable* cuda_table() {
-  static constexpr CudaTable kTable = {
-      on_device<cuda::rotate, RotateArgs>, on_device<cuda::balance, BalanceArgs>,
-      on_device<cuda::encode, EncodeArgs>, on_device<cuda::decode, DecodeArgs>,
-      on_device<cuda::attend, AttendArgs>, on_device<cuda::attend_encode, AttendArgs>,
-      cuda::attend_workspace_bytes};
+  static constexpr CudaTable kTable = {on_device<cuda::rotate, RotateArgs>,
+                                       on_device<cuda::balance, BalanceArgs>,
+                                       on_device<cuda::encode, EncodeArgs>,
+                                       on_device<cuda::decode, DecodeArgs>,
+                                       on_device<cuda::attend, AttendArgs>,
+                                       on_device<cuda::attend_encode, AttendArgs>,
+                                       attend_workspace_bytes};
   return &kTable;
 }
 

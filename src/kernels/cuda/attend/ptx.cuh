@@ -178,6 +178,4 @@ __device__ __forceinline__ void prefetch_l2(const void* line) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
 }
 
-// ---- programmatic dependent launch
-
 }  // namespace turboquant::kernels::cuda

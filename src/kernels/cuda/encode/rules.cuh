@@ -24,8 +24,6 @@ struct EncodeCall {
   float centre_scale;    // fp32(sqrt(d))
   Coder key_coder, value_coder;
   bool slot_is_row;  // see find_slot()
-
-  __host__ __device__ const Coder& coder(bool is_key) const { return is_key ? key_coder : value_coder; }
 };
 
 __device__ inline bool is_finite(float x) {

@@ -60,8 +60,8 @@ struct Own {
     first = max(ending.start - ending.length, 0);
     if (p.a.window > 0) first = max(first, in_sequence - p.a.window + 1);
     after = exists && p.a.keys.data != nullptr ? in_sequence + 1 : 0;
-    from = kRows == 1 ? first : __reduce_min_sync(~0u, after > 0 ? first : INT_MAX);
     to = kRows == 1 ? after : __reduce_max_sync(~0u, after);
+    from = kRows == 1 ? first : min(__reduce_min_sync(~0u, after > 0 ? first : INT_MAX), to);
     const std::int64_t at = after > 0 ? row_at(p.a.query, token, head) : -1;
     std::int64_t all[kRows];
 #pragma unroll
