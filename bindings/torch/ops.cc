@@ -7,6 +7,9 @@ STABLE_TORCH_LIBRARY(turboquant, m) {
   m.def("rotate(Tensor x, Tensor signs, Tensor? base, bool inverse) -> Tensor");
   m.def("balance(Tensor query, Tensor keys, Tensor token_starts, Tensor? starts) -> Tensor");
   m.def(
+      "key_metric(Tensor query, Tensor? starts, Tensor query_signs, Tensor? base, int step, "
+      "bool begins, Tensor(a!) moment, Tensor(b!)? metric=None) -> ()");
+  m.def(
       "encode(Tensor keys, Tensor values, Tensor token_starts, Tensor page_table, Tensor lengths, "
       "Tensor? starts, Tensor(a!) pages, Tensor(b!)? fringe, Tensor? recent_starts, "
       "Tensor key_signs, Tensor value_signs, Tensor? base, int k_bits, int v_bits, int fringe_first, "

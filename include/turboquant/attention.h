@@ -9,9 +9,9 @@
 #include "turboquant/format.h"
 #include "turboquant/status.h"
 
-// The verbs on pages that the caller owns: rotate, encode, decode, attend (and balance, which the first
-// prefill may call once). Plain pointers, all on the device named by the call; nothing here allocates,
-// reads back or synchronises. PagedCache (cache.h) owns pages and calls these.
+// The verbs on pages that the caller owns: rotate, encode, decode, attend (and balance and key_metric, which
+// make of the first calls' queries what encode takes). Plain pointers, all on the device named by the call;
+// nothing here allocates, reads back or synchronises. PagedCache (cache.h) owns pages and calls these.
 //
 // A sequence's tokens have positions 0, 1, 2, ...; position p lies in slot p % 64 of page
 // page_table[p / 64]. Positions below the sequence's start (left padding) exist but are never stored,
@@ -27,8 +27,8 @@ struct Basis {
   int base = 1;                        // m of the Hadamard plan (rotation.h), 1 for head_dim = 2^k
   const float* base_matrix = nullptr;  // [base, base], null where base is 1
   // [kv_heads, head_dim, head_dim], symmetric: what an error of a rotated key costs, up to a factor
-  // (docs/adr/0008). encode lowers that by what codes it takes; null: all directions cost alike. Only encode
-  // reads it; on CUDA from a multiple of 16 bytes.
+  // (key_metric makes it; docs/adr/0008). encode lowers that by what codes it takes; null: all directions
+  // cost alike. Only encode reads it; on CUDA from a multiple of 16 bytes.
   const std::int8_t* key_metric = nullptr;
 };
 
@@ -164,6 +164,30 @@ struct BalanceArgs {
   float* balance = nullptr;  // [kv_heads, head_dim], written
 };
 
+// What an error of a rotated key costs (Basis::key_metric), of queries: the second moment of the directions
+// that they look in, damped, up to a factor. Adds the call's queries to `moment`, exact sums, and then makes
+// the metric of all that were added, with the same bytes in any order and on every machine; so it may grow
+// call by call. Not counted are padding, zero queries, and those that hold a NaN or infinity. Queries that
+// are sampled: of the rows of all sequences, one after another, every step-th, from row step - 1 on.
+struct KeyMetricArgs {
+  int kv_heads = 0, q_heads = 0;
+  int head_dim = 0;  // as in a page: a multiple of 16 from 32 to 512
+  int sequence_count = 0;
+  std::int64_t tokens = 0;               // of each sequence; 0: none are added
+  std::int64_t step = 1;                 // at least 1
+  const std::int32_t* starts = nullptr;  // [sequence_count]: rows to skip at the front; null: zeros
+  Rows query;                            // [sequence_count, tokens, q_heads, head_dim]
+  std::int64_t sequence_stride = 0;      // of query
+  const float* query_signs = nullptr;    // [kv_heads, head_dim], as in Basis
+  int base = 1;
+  const float* base_matrix = nullptr;
+  // [kv_heads, head_dim, head_dim], of which the entries on and above the diagonal count. It holds 131,072
+  // queries of a KV head; that no more are added in all is the caller's word.
+  std::int32_t* moment = nullptr;
+  bool begins = false;            // nothing is in the moment yet: it need not be zeros
+  std::int8_t* metric = nullptr;  // [kv_heads, head_dim, head_dim], written; null: only the moment
+};
+
 // Where a call runs: CPU verbs use the executor (null: default_executor()), CUDA ones the stream.
 struct Context {
   Device device;
@@ -175,6 +199,7 @@ struct Context {
 // starts are checked too; on CUDA they are on the device and must be right.
 Status rotate(const RotateArgs& args, const Context& context = {});
 Status balance(const BalanceArgs& args, const Context& context = {});
+Status key_metric(const KeyMetricArgs& args, const Context& context = {});
 Status encode(const EncodeArgs& args, const Context& context = {});
 Status decode(const DecodeArgs& args, const Context& context = {});
 Status attend(const AttendArgs& args, const Context& context = {});
@@ -189,7 +214,8 @@ Status attend_encode(const AttendArgs& args, const Context& context = {});
 std::size_t attend_workspace_bytes(const PageFormat& format, int kv_heads, int q_heads, int sequences,
                                    std::int64_t tokens, const Context& context = {});
 
-// Ok if `verb` ("rotate", "balance", "encode", "decode", "attend") runs on this device, else what is missing.
+// Ok if `verb` ("rotate", "balance", "key_metric", "encode", "decode", "attend") runs on this device, else
+// what is missing.
 Status supports(std::string_view verb, const PageFormat& format, DeviceType device);
 
 }  // namespace turboquant

@@ -49,6 +49,11 @@ def balance(query: Tensor, keys: Tensor, *_: Any) -> Tensor:
 
 
 @_fake
+def key_metric(*_: Any) -> None:
+    return None
+
+
+@_fake
 def encode(*_: Any) -> None:
     return None
 

@@ -103,6 +103,8 @@ def _attend_step(
             "pass attention_mask with every call"
         )
     coded = step.history and layer.held is None
+    if coded and layer.growth is not None:
+        layer.grow(step, query)
     if coded and plain and (out := layer.attend_again(step, query, options)) is not None:
         return out
     if query.shape[2] != step.tokens:

@@ -13,7 +13,7 @@ from ._errors import translated
 from .calibration import Calibration
 from .carrier import Carrier, Step, in_rows, rows_of
 from .held import Held
-from .metric import key_metric, metric_for
+from .metric import Growth, metric_for
 from .options import LastOptions, Options
 from .pages import PAGE_TOKENS, PagePool, PageTable
 from .prepared import Prepared
@@ -64,7 +64,7 @@ class TurboQuantLayer(CacheLayerMixin):
         # xi, of the keys and of the values.
         self.signs, self.value_signs = signs[:, None].repeat(1, kv_heads, 1).to(device, non_blocking=True).unbind(0)
         self.kv_heads, self.head_dim = kv_heads, head_dim
-        self._begin_balance()
+        self._begin_basis()
         self.base = None if base.shape[0] == 1 else base.to(device, non_blocking=True)
         self.dtype, self.device = key_states.dtype, device
         self._set_starts((0,) * batch)
@@ -121,7 +121,7 @@ class TurboQuantLayer(CacheLayerMixin):
         self.pages.truncate(0)
         if self.recent_starts is not None:
             self.recent_starts.zero_()
-        self._begin_balance()
+        self._begin_basis()
         self._set_starts((0,) * self.batch)
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
@@ -168,7 +168,7 @@ class TurboQuantLayer(CacheLayerMixin):
 
     def attend(self, step: Step, query: torch.Tensor, options: Options) -> torch.Tensor:
         """query [batch, q_heads, tokens, head_dim] -> [batch, tokens, q_heads, head_dim]. Stores the step as well, in
-        the same call, where this is its last reader and the balance is known."""
+        the same call, where this is its last reader and balance and metric are known."""
         batch, heads, tokens, head_dim = query.shape
         settings, pages = self.settings, self.pages
         steady = self.stays and not torch.compiler.is_compiling()
@@ -176,7 +176,7 @@ class TurboQuantLayer(CacheLayerMixin):
         workspace = settings.workspace(head_dim, self.kv_heads, heads, batch, tokens, self.device)
         numbers = (settings.k_bits, settings.v_bits, settings.fringe_first, options.scale, options.softcap, options.window, False)
         last, self.prepared = self.prepared, None
-        if step.unread > 1 or not self.balance_frozen:
+        if step.unread > 1 or not self.basis_known:
             out, _ = ops.attend(
                 rows_of(query), rows_of(step.keys), rows_of(step.values), token_starts, pages.pool.data, pages.table,
                 self._lengths(), self.starts_tensor, self.fringe, self.recent_starts, self.query_signs, self.value_signs,
@@ -240,11 +240,19 @@ class TurboQuantLayer(CacheLayerMixin):
 
     def attended(self, step: Step, query: torch.Tensor) -> None:
         """One reader has its output. The first tokens' queries and keys fix balance and metric; the last reader stores."""
-        if (self.settings.balance or self.settings.metric) and not self.balance_frozen and step.queries is None:
+        if step.queries is None and not self.pages.length and (self.growth is not None or not self.basis_known):
             step.queries = query
         step.unread -= 1
         if step.unread <= 0:
             self.store(step)
+
+    def grow(self, step: Step, query: torch.Tensor) -> None:
+        """The queries of a call behind tokens in pages, before it: the metric is to be made of them too. After an error of
+        the call they stay counted."""
+        if step.unread == self.readers and query.shape[2] == step.tokens and self.growth.wants(query):
+            self.growth.add(query, None, self.query_signs, self.base)
+            if self.growth.done:
+                self.growth = None
 
     def store(self, step: Step) -> None:
         """Encodes the step's tokens, or holds them."""
@@ -263,16 +271,19 @@ class TurboQuantLayer(CacheLayerMixin):
             self.held = held if self.held is not None else held.copy()
             return
         settings, key_signs, query_signs, metric = self.settings, self.key_signs, self.query_signs, self.key_metric
-        if held.queries is not None and not self.balance_frozen:
-            if settings.balance and settings.calibration is None:
+        growth = self.growth
+        if held.queries is not None:
+            if settings.balance and settings.calibration is None and not self.basis_known:
                 token_starts = settings.token_starts(self.batch, held.tokens, self.device)
                 balance = ops.balance(rows_of(held.queries), rows_of(held.keys), token_starts, self.starts_tensor)
                 key_signs, query_signs = self.signs / balance, self.signs * balance
             if settings.metric:
-                metric = key_metric(held.queries, self.starts_tensor, query_signs, self.base)
+                growth = growth or Growth(held.queries.shape[1], query_signs)
+                metric = growth.add(held.queries, self.starts_tensor, query_signs, self.base)
         self._encode(held.keys, held.values, key_signs, metric_for(metric, held.tokens))
         self.key_signs, self.query_signs, self.key_metric = key_signs, query_signs, metric
-        self.balance_frozen, self.held = True, None
+        self.growth = growth if growth is not None and settings.metric_grows and not growth.done else None
+        self.basis_known, self.held = True, None
 
     def _encode(self, keys: torch.Tensor, values: torch.Tensor, key_signs: torch.Tensor, metric: torch.Tensor | None) -> None:
         """Stores tokens behind those in the pages."""
@@ -373,19 +384,20 @@ class TurboQuantLayer(CacheLayerMixin):
             "tables": (self.pages.table, self.recent_starts, self.starts_tensor),
             "signs": (self.signs, self.value_signs, self.base)
             + ((self.key_signs, self.query_signs) if self.key_signs is not self.signs else ())
-            + (self.key_metric,),
+            + (self.key_metric, self.growth and self.growth.moment),
             "pending": self.pending.tensors() if self.pending else (),
             "host": (self.prepared.state,) if self.prepared else (),
         }
         held = self.held.nbytes() if self.held is not None else 0
         return {name: sum(t.nbytes for t in tensors if t is not None) for name, tensors in parts.items()} | {"held": held}
 
-    def _begin_balance(self) -> None:
+    def _begin_basis(self) -> None:
         """Balance 1 and no metric until the first tokens bring their own; a calibration's balance for good."""
         self.key_signs = self.query_signs = self.signs
         self.key_metric: torch.Tensor | None = None
+        self.growth: Growth | None = None  # while more queries may change the metric
         calibration = self.settings.calibration
-        self.balance_frozen = calibration is not None and not self.settings.metric
+        self.basis_known = calibration is not None and not self.settings.metric
         if calibration is None:
             return
         balance = balance_from(calibration, self.index, self.signs)

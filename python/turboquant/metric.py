@@ -1,44 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an error of a key costs, from the queries of the call that is coded first (docs/adr/0008)."""
+"""What an error of a layer's keys costs, from its first tokens' queries (docs/adr/0008)."""
 
 from __future__ import annotations
 
 import torch
 
 from . import ops
-from .carrier import rows_of
 
-QUERY_TOKENS = 2048  # about, of all sequences together, evenly spaced in each
-PARTS = 16  # of the queries, where their number allows
-DAMPING = 0.25  # of the mean square, in every direction
-PRIOR = 4.5  # and as many times head_dim over the number of queries: few say little
+QUERY_TOKENS = 2048  # of all sequences together: so many are enough
+ALL_STEPS = 128  # seen, and of the single tokens that follow only
+STEPS = 8  # every eighth, since each takes the host some microseconds
+MADE = 64  # seen of single tokens between two metrics
 
 
 def key_metric(query: torch.Tensor, starts: torch.Tensor | None, query_signs: torch.Tensor, base: torch.Tensor | None) -> torch.Tensor:
-    """query [batch, q_heads, tokens, head_dim] -> `key_metric` of ops.encode, int8 [kv_heads, head_dim, head_dim].
+    """query [batch, q_heads, tokens, head_dim] -> `key_metric` of ops.encode, int8 [kv_heads, head_dim, head_dim]."""
+    return Growth(query.shape[1], query_signs).add(query, starts, query_signs, base)
 
-    The second moment of the rotated queries, damped, up to a factor. Queries become integers below 2^15, and float64 holds sums of
-    their products exactly: so the bytes do not depend on a machine's order of additions. Padding and what is not finite count as 0.
-    """
-    batch, q_heads, tokens, head_dim = query.shape
-    kv_heads = query_signs.shape[0]
-    step = min(-(-batch * tokens // QUERY_TOKENS), max(tokens // 8, 1)) or 1  # of many sequences still eight tokens each
-    sample = rows_of(query[:, :, ::step]).float()
-    rotated = ops.rotate(sample, query_signs.repeat_interleave(q_heads // kv_heads, 0), base)
-    counted = rotated.isfinite().all(-1, keepdim=True)
-    if starts is not None:
-        token = torch.arange(0, tokens, step, device=query.device)
-        counted = counted & (token >= starts[:, None]).reshape(-1, 1, 1)
-    x = torch.where(counted, rotated, 0.0).transpose(0, 1).reshape(kv_heads, -1, head_dim)
-    queries = counted.view(-1, kv_heads, q_heads // kv_heads).sum((0, 2)).clamp_min(1).double()
-    largest = torch.linalg.vector_norm(x, torch.inf, (1, 2), keepdim=True).clamp_min(1e-30)
-    x = (x * (32767 / largest)).round().double()
-    # In parts, which a GPU multiplies side by side: a head's product alone is a few blocks that go through all queries.
-    parts = x.unflatten(1, (PARTS if x.shape[1] % PARTS == 0 else 1, -1))
-    moment = (parts.mT @ parts).sum(1)
-    diagonal = moment.diagonal(0, 1, 2)
-    diagonal += diagonal.sum(-1, keepdim=True) * (DAMPING / head_dim + PRIOR / queries)[:, None]
-    return (moment * (127 / diagonal.amax(-1).clamp_min(1.0))[:, None, None]).round().to(torch.int8)
+
+class Growth:
+    """The metric of a layer from its first coded call until the queries of some QUERY_TOKENS were seen, and the sums that it is made of.
+    It is made again in place, with every call of several tokens and with every MADE single ones: what has its address goes on with the
+    newest."""
+
+    def __init__(self, q_heads: int, query_signs: torch.Tensor) -> None:
+        kv_heads, head_dim = query_signs.shape
+        self.moment = torch.empty((kv_heads, head_dim, head_dim), dtype=torch.int32, device=query_signs.device)
+        self.metric = torch.empty_like(self.moment, dtype=torch.int8)
+        # Twice as many are never seen: the last call begins with fewer, and brings so many at most.
+        self.most = min(QUERY_TOKENS, ops.METRIC_QUERIES * kv_heads // q_heads // 2)
+        self.tokens = self.due = 0  # seen; and when the metric is to be made again
+        self.steps = 0  # calls of one token a sequence
+
+    @property
+    def done(self) -> bool:
+        return self.tokens >= self.most
+
+    def wants(self, query: torch.Tensor) -> bool:
+        """Is this call to be seen?"""
+        if query.shape[2] == 1:
+            self.steps += 1
+            return self.tokens < ALL_STEPS or self.steps % STEPS == 0
+        return query.shape[2] > 0
+
+    def add(self, query: torch.Tensor, starts: torch.Tensor | None, query_signs: torch.Tensor, base: torch.Tensor | None) -> torch.Tensor:
+        """query [batch, q_heads, tokens, head_dim], of a long call evenly spaced ones. `starts`: tokens of padding in it."""
+        batch, _, tokens, _ = query.shape
+        step = max(-(-batch * tokens // self.most), 1)
+        query = query if query.stride(3) == 1 else query.contiguous()
+        begins, self.tokens = self.tokens == 0, self.tokens + batch * tokens // step
+        make = tokens > 1 or self.tokens >= self.due or self.done
+        if make:
+            self.due = self.tokens + MADE
+        ops.key_metric(query, starts, query_signs, base, step, begins, self.moment, self.metric if make else None)
+        return self.metric
 
 
 def metric_for(metric: torch.Tensor | None, tokens: int) -> torch.Tensor | None:

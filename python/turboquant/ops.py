@@ -50,6 +50,7 @@ __all__ = [
     "encode",
     "hadamard_base",
     "hadamard_base_size",
+    "key_metric",
     "lloyd_max",
     "mse_dequantize",
     "mse_quantize",
@@ -64,6 +65,8 @@ __all__ = [
 ]
 
 _ops = torch.ops.turboquant
+
+METRIC_QUERIES = 1 << 17  # of a KV head, in all: what a moment of `key_metric` holds
 
 
 def rotate(x: Tensor, signs: Tensor, base: Tensor | None = None, inverse: bool = False) -> Tensor:
@@ -82,6 +85,27 @@ def balance(query: Tensor, keys: Tensor, token_starts: Tensor, starts: Tensor | 
     ``query_signs = signs * balance``.
     """
     return _call(_ops.balance.default, query, keys, token_starts, starts)
+
+
+def key_metric(
+    query: Tensor,
+    starts: Tensor | None,
+    query_signs: Tensor,
+    base: Tensor | None,
+    step: int,
+    begins: bool,
+    moment: Tensor,
+    metric: Tensor | None = None,
+) -> None:
+    """Adds queries to ``moment``, and makes of all that were added ``metric``, `encode`'s ``key_metric``.
+
+    ``query`` is as models have it, ``[sequences, q_heads, tokens, head_dim]``, of any strides but the last. Of the rows of all
+    sequences, one after another, every ``step``-th is taken, from row ``step - 1`` on; not those before ``starts``, zeros, or what
+    holds NaN or infinity. ``moment`` int32 ``[kv_heads, head_dim, head_dim]`` may hold anything where the call ``begins``; what lies below
+    its diagonal is not used. It holds 131,072 queries of a KV head: more in one call are refused, more in all make it wrong.
+    ``metric`` int8 of the same shape, or None: only add. The bytes depend on which queries were added alone, not on the order.
+    """
+    _call(_ops.key_metric.default, query, starts, query_signs, base, step, begins, moment, metric)
 
 
 def encode(
@@ -113,7 +137,7 @@ def encode(
     these promises a settled `encode` counts as a part of the kernel before it.
 
     ``key_metric`` int8 ``[kv_heads, head_dim, head_dim]``, symmetric, or None: what an error of a rotated key costs, which the
-    choice of codes then lowers (``metric.key_metric`` makes it of queries; docs/adr/0008).
+    choice of codes then lowers (`key_metric` makes it of queries; docs/adr/0008).
     """
     _call(
         _ops.encode.default, keys, values, token_starts, page_table, lengths, starts, pages, fringe,

@@ -31,6 +31,7 @@ class CacheSettings:
     calibration: Calibration | None = None  # balance vectors from a file, which then are the balance
     metric: bool = False  # codes of keys are chosen by what queries make of their errors (metric.py)
     hold: int = 0  # the first tokens are coded when there are so many (held.py); 0: at once
+    metric_grows: bool = True  # as more queries come; False: those of the first coded call make it
     masks: MaskReader = field(default_factory=MaskReader)
     warned: set[str] = field(default_factory=set)
     _token_starts: dict = field(default_factory=dict)

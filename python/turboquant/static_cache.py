@@ -23,8 +23,9 @@ class TurboQuantStaticCache(Cache):
 
     So a decoding step can be compiled (`torch.compile(model, mode="reduce-overhead", fullgraph=True)`; `generate` does by itself) or
     captured in a CUDA graph. The first call must not be; or call `early_initialization` before. The options are those of
-    `TurboQuantCache` but for `hold`: each call is coded at once, so the first should bring 64 tokens or more. The same calls give the
-    same bytes as a `TurboQuantCache(hold=0)` (beside layers that slide: but for the order of their sums).
+    `TurboQuantCache` but for `hold`: each call is coded at once, so the first should bring 64 tokens or more. Its metric is made of the
+    first call's queries and does not grow. The same calls give the same bytes as a `TurboQuantCache(hold=0)` whose metric does not
+    grow either, since its first call brought 2,048 tokens or more, say (beside layers that slide: but for the order of their sums).
 
     What goes wrong inside a compiled or captured call (more tokens than fit, a mask that changes) cannot be an error there. The next
     call that goes through the host raises it: `length`, `check`, `crop`, `reset`, `memory`, a reordering.
@@ -46,6 +47,7 @@ class TurboQuantStaticCache(Cache):
         growing = TurboQuantCache(config, k_bits, v_bits, fringe, balance, seed, max_tokens, hold=0, metric=metric)  # its checks are ours
         text = config.get_text_config(decoder=True)
         self.settings = growing.settings
+        self.settings.metric_grows = False
         layers = list(growing.layers)
         readers = {i: layer.readers for i, layer in enumerate(layers) if isinstance(layer, TurboQuantLayer)}
         self.state = StaticState(max_tokens, self.settings, readers, others=len(readers) < len(layers))

@@ -103,7 +103,7 @@ class TurboQuantStaticLayer(CacheLayerMixin):
         self.key_metric = None
         if settings.metric:
             self.key_metric = fixed(torch.zeros((kv_heads, head_dim, head_dim), dtype=torch.int8, device=device))
-        self.begin_balance()
+        self.begin_basis()
         base = ops.hadamard_base(head_dim)
         self.base = None if base.shape[0] == 1 else fixed(base.to(device, non_blocking=True))
         self.is_initialized = True
@@ -172,11 +172,11 @@ class TurboQuantStaticLayer(CacheLayerMixin):
             if step.index == state.first and first_reader:
                 read_first_mask(state, mask, tokens)
             out = exact()
-            if tokens and (self.settings.balance or self.settings.metric) and not self.balance_frozen and first_reader:
+            if tokens and (self.settings.balance or self.settings.metric) and not self.basis_known and first_reader:
                 self.take_balance(step, query)
             if last_reader:
                 self.encode(step)
-                self.balance_frozen = self.balance_frozen or tokens > 0
+                self.basis_known = self.basis_known or tokens > 0
         else:
             if step.index == state.first and first_reader:
                 read_later_mask(state, mask, tokens)
@@ -218,10 +218,10 @@ class TurboQuantStaticLayer(CacheLayerMixin):
         if self.key_metric is not None:
             self.key_metric.copy_(key_metric(query, state.starts, self.all_signs[1], self.base))
 
-    def begin_balance(self) -> None:
+    def begin_basis(self) -> None:
         """Balance 1 and a metric of 0 until the first call brings its own; a calibration's balance for good."""
         calibration = self.settings.calibration
-        self.balance_frozen = calibration is not None and not self.settings.metric
+        self.basis_known = calibration is not None and not self.settings.metric
         if self.key_metric is not None:
             self.key_metric.zero_()
         self._set_balance(balance_from(calibration, self.index, self.signs) if calibration else torch.ones_like(self.signs))
@@ -234,7 +234,7 @@ class TurboQuantStaticLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         if self.is_initialized:
-            self.begin_balance()
+            self.begin_basis()
 
     def select(self, sources: list[int], batch: int, length: int) -> None:
         """Sequence i becomes a copy of what sequence sources[i] of `batch` was; the state has its new size already."""

@@ -2,8 +2,10 @@
 #include "attention/checks.h"
 
 #include <initializer_list>
+#include <limits>
 #include <string>
 
+#include "kernels/metric_rules.h"
 #include "turboquant/rotation.h"
 
 namespace turboquant::attention {
@@ -180,6 +182,27 @@ Status check(const BalanceArgs& a, DeviceType device) {
     if (a.token_starts[a.sequence_count] == 0) return {};
   }
   return first_of({check_rows("query", a.query), check_rows("keys", a.keys)});
+}
+
+Status check(const KeyMetricArgs& a, DeviceType device) {
+  if (Status s = check_heads(a.q_heads, a.kv_heads); !s.ok()) return s;
+  if (Status s = check_base(a.head_dim, a.base, a.base_matrix); !s.ok()) return s;
+  if (a.sequence_count < 0) return invalid("sequences=" + number(a.sequence_count) + " is negative");
+  if (a.tokens < 0) return invalid("tokens=" + number(a.tokens) + " is negative");
+  if (a.step < 1) return invalid("step=" + number(a.step) + " is not positive; 1 takes every token");
+  if (Status s = all_given({{"moment", a.moment}}); !s.ok()) return s;
+  const std::int64_t rows = a.sequence_count * a.tokens, group = a.q_heads / a.kv_heads;
+  if (rows > std::numeric_limits<std::int32_t>::max())
+    return invalid(number(rows) + " tokens of all sequences do not fit into 32 bits; make calls of fewer");
+  if (rows / a.step > kernels::kMostMetricQueries / group)
+    return invalid(number(rows) + " tokens with step=" + number(a.step) + " are " +
+                   number(rows / a.step * group) + " queries of a KV head; use a step that leaves " +
+                   number(kernels::kMostMetricQueries) + " at most");
+  if (rows < a.step) return {};
+  for (int i = 0; device == DeviceType::kCpu && a.starts != nullptr && i < a.sequence_count; ++i)
+    if (a.starts[i] < 0) return invalid(at("starts", i) + "=" + number(a.starts[i]) + " is negative");
+  if (a.sequence_stride < 0) return invalid("query has a negative stride; make it contiguous");
+  return first_of({all_given({{"query_signs", a.query_signs}}), check_rows("query", a.query)});
 }
 
 Status check(const EncodeArgs& a, DeviceType device) {

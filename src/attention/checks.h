@@ -10,6 +10,7 @@ namespace turboquant::attention {
 
 Status check(const RotateArgs& args, DeviceType device);
 Status check(const BalanceArgs& args, DeviceType device);
+Status check(const KeyMetricArgs& args, DeviceType device);
 Status check(const EncodeArgs& args, DeviceType device);
 Status check(const DecodeArgs& args, DeviceType device);
 Status check(const AttendArgs& args, std::size_t workspace_needed, DeviceType device);

@@ -118,11 +118,11 @@ std::size_t attend_workspace_bytes(const PageFormat& format, int kv_heads, int q
 
 Status supports(std::string_view verb, const PageFormat& format, DeviceType device) {
   bool known = false;
-  for (const std::string_view name : {"rotate", "balance", "encode", "decode", "attend"})
+  for (const std::string_view name : {"rotate", "balance", "key_metric", "encode", "decode", "attend"})
     known = known || verb == name;
   if (!known)
     return invalid("verb \"" + std::string(verb) +
-                   "\" is unknown; use rotate, balance, encode, decode or attend");
+                   "\" is unknown; use rotate, balance, key_metric, encode, decode or attend");
   if (Status s = check(format); !s.ok()) return s;
   if (device == DeviceType::kCuda) {
     const auto table = cuda_table();

@@ -13,6 +13,7 @@ namespace turboquant::kernels {
 struct CudaTable {
   Status (*rotate)(const RotateArgs&, const Context&);
   Status (*balance)(const BalanceArgs&, const Context&);
+  Status (*key_metric)(const KeyMetricArgs&, const Context&);
   Status (*encode)(const EncodeArgs&, const Context&);
   Status (*decode)(const DecodeArgs&, const Context&);
   Status (*attend)(const AttendArgs&, const Context&);

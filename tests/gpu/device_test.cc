@@ -18,7 +18,7 @@ TEST(Device, HasLimitsThatAKernelCanUse) {
 }
 
 TEST(Device, IsSupportedForEveryVerb) {
-  for (const char* verb : {"rotate", "balance", "encode", "decode", "attend"})
+  for (const char* verb : {"rotate", "balance", "key_metric", "encode", "decode", "attend"})
     EXPECT_TRUE(supports(verb, {128, 4, 4}, DeviceType::kCuda).ok()) << verb;
 }
 

@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, Dynam
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from turboquant import ops
 from turboquant.cache import HOLD
-from turboquant.metric import key_metric, metric_for
+from turboquant.metric import metric_for
 from turboquant.settings import sign_seed
 
 NAME = "turboquant_oracle"
@@ -119,8 +119,18 @@ class OracleLayer(CacheLayerMixin):
         rows = torch.arange(batch + 1, dtype=torch.int32, device=keys.device) * tokens
         if self.s is None:
             self.s = ops.balance(query, keys, rows, self.starts) if self.balance else torch.ones_like(self.xi)
-            if self.with_metric:
-                self.metric = key_metric(queries, self.starts, self.xi * self.s, self.base)
+            self.seen, self.steps, self.due = [(queries, self.starts)], 0, 0
+        else:
+            self.steps += tokens == 1
+            if tokens > 1 or sum(len(x) * x.shape[2] for x, _ in self.seen) < 128 or self.steps % 8 == 0:
+                self.seen.append((queries, None))
+        count = sum(len(x) * x.shape[2] for x, _ in self.seen)
+        if self.with_metric and (tokens > 1 or count >= self.due):  # of all that were seen
+            self.due = count + 64
+            moment = torch.empty(self.heads, self.dim, self.dim, dtype=torch.int32, device=keys.device)
+            self.metric = torch.empty_like(moment, dtype=torch.int8)
+            for i, (x, starts) in enumerate(self.seen):
+                ops.key_metric(x, starts, self.xi * self.s, self.base, 1, i == 0, moment, self.metric)
         ops.encode(
             keys, values, rows, table, lengths, self.starts, self.pages.view(-1, *self.pages.shape[2:]), self.fringe,
             self.recent_starts, self.xi / self.s, self.value_signs, self.base, *self.bits, self.first, False,

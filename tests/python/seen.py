@@ -23,18 +23,19 @@ NAME = "turboquant_seen"
 
 @contextmanager
 def recorded():
-    """Keys and values of every update of every layer of one cache: {layer: [(keys, values), ...]}."""
-    calls, update = {}, TurboQuantLayer.update
+    """Keys and values of every update of every layer of one cache: {layer: [(keys, values), ...]}. Its metric does not grow: all calls
+    are coded with the one that is left at the end."""
+    calls, update, grow = {}, TurboQuantLayer.update, TurboQuantLayer.grow
 
     def record(layer, keys, values, *args, **kwargs):
         calls.setdefault(layer.index, []).append((keys, values))
         return update(layer, keys, values, *args, **kwargs)
 
-    TurboQuantLayer.update = record
+    TurboQuantLayer.update, TurboQuantLayer.grow = record, lambda *_: None
     try:
         yield calls
     finally:
-        TurboQuantLayer.update = update
+        TurboQuantLayer.update, TurboQuantLayer.grow = update, grow
 
 
 class Seen(CacheLayerMixin):

@@ -43,6 +43,7 @@ class StaticPair:
         self.model = enable(model)
         self.static = TurboQuantStaticCache(model.config, max_tokens, **options)
         self.growing = TurboQuantStaticCache(model.config, max_tokens, **options) if twin else TurboQuantCache(model.config, hold=0, **options)
+        self.growing.settings.metric_grows = False
         self.same_bytes = twin or not slides(self.static)
         self.batch, self.device = batch, where.DEVICE
         self.generator = torch.Generator().manual_seed(7)

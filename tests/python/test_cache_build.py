@@ -164,6 +164,8 @@ def test_an_error_leaves_the_layer_as_it_was_before_the_call(broken, monkeypatch
     if length:
         after = pair.layer.dequantize()
         assert torch.equal(before[0], after[0]) and torch.equal(before[1], after[1])
+    if broken == "attend_encode":
+        pair.oracle.seen.append((query, None))  # for the metric, what was seen stays seen
     for tokens in (70, 1):
         pair.check(tokens)
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Codes of keys are chosen by what the first call's queries make of their errors (docs/adr/0008)."""
+"""Codes of keys are chosen by what the first tokens' queries make of their errors (docs/adr/0008)."""
 
+import copy
+import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -10,52 +12,19 @@ from layer_pair import LayerPair
 from tiny_models import prompt, tiny_model
 from turboquant import TurboQuantCache, TurboQuantStaticCache, enable, ops
 from turboquant.attention import turboquant_attention
-from turboquant.carrier import rows_of
-from turboquant.metric import DAMPING, PRIOR, QUERY_TOKENS, key_metric
+from turboquant.metric import Growth
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def signs_of(heads, dim):
-    return torch.stack([ops.random_signs(dim, i) for i in range(heads)]) * torch.linspace(0.5, 2.0, dim)
-
-
-@pytest.mark.parametrize("dim", [64, 80])
-def test_a_metric_is_the_rotated_queries_damped_second_moment(dim):
-    torch.manual_seed(0)
-    query, signs = torch.randn(2, 6, 50, dim) + torch.randn(6, 1, dim), signs_of(2, dim)
-    base = ops.hadamard_base(dim) if ops.hadamard_base_size(dim) > 1 else None
-    found = key_metric(query, None, signs, base)
-    rotated = ops.rotate(rows_of(query), signs.repeat_interleave(3, 0), base).double()
-    for head in range(2):
-        x = rotated[:, 3 * head : 3 * head + 3].flatten(0, 1)
-        moment = x.T @ x
-        moment += moment.trace() * (DAMPING / dim + PRIOR / len(x)) * torch.eye(dim)
-        expected = moment * (127 / moment.diagonal().max())
-        assert (found[head].double() - expected).abs().max() <= 0.51  # queries are rounded to 16 bits before
-    assert found.dtype == torch.int8 and torch.equal(found, found.mT)
-
-
-def test_a_metric_does_not_depend_on_the_order_of_queries_nor_on_padding_or_nan():
-    torch.manual_seed(1)
-    query, signs = torch.randn(1, 4, 90, 64), signs_of(2, 64)
-    found = key_metric(query, None, signs, None)
-    assert torch.equal(found, key_metric(query[:, :, torch.randperm(90)], None, signs, None))
-    padded = torch.cat([torch.full((1, 4, 30, 64), 1e4), query], 2)
-    assert torch.equal(found, key_metric(padded, torch.tensor([30], dtype=torch.int32), signs, None))
-    padded[:, :, :30] = torch.nan
-    assert torch.equal(found, key_metric(padded, None, signs, None))
-    assert not key_metric(torch.zeros(1, 4, 9, 64), None, signs, None).any()
-
-
-def test_a_long_call_is_sampled_evenly():
-    torch.manual_seed(2)
-    query, signs = torch.randn(1, 2, 3 * QUERY_TOKENS, 32), signs_of(1, 32)
-    assert torch.equal(key_metric(query, None, signs, None), key_metric(query[:, :, ::3], None, signs, None))
+def metric_of(seen, layer):
+    """Of queries [batch, q_heads, tokens, head_dim] that came one call after another."""
+    growth = Growth(seen[0].shape[1], layer.query_signs)
+    return [growth.add(query, None, layer.query_signs, layer.base) for query in seen][-1]
 
 
 @pytest.mark.parametrize("cache_class", [TurboQuantCache, TurboQuantStaticCache])
-def test_a_cache_takes_its_metric_from_the_first_call_and_keeps_it(cache_class):
+def test_a_cache_takes_its_metric_from_the_first_call(cache_class):
     model = enable(tiny_model("llama"))
     size = {"max_tokens": 128} if cache_class is TurboQuantStaticCache else {}
     with_metric, without = (cache_class(model.config, metric=metric, **size) for metric in (True, False))
@@ -67,15 +36,113 @@ def test_a_cache_takes_its_metric_from_the_first_call_and_keeps_it(cache_class):
     metric = one.key_metric.clone()
     assert other.key_metric is None and metric.diagonal(0, 1, 2).amax() == 127
     assert torch.equal(one.signs, other.signs) and torch.equal(one.key_signs, other.key_signs)
-    assert with_metric.memory()["signs"] - without.memory()["signs"] == sum(x.key_metric.nbytes for x in with_metric.layers)
-    with torch.no_grad():
-        for cache in (with_metric, without):
-            model(ids[:, :1], past_key_values=cache)
-    assert torch.equal(one.key_metric, metric)
+    moments = 4 if cache_class is TurboQuantCache else 0  # bytes, for those of the metric
+    assert with_metric.memory()["signs"] - without.memory()["signs"] == sum((1 + moments) * x.key_metric.nbytes for x in with_metric.layers)
     pages = [x.pages if isinstance(x.pages, torch.Tensor) else x.pages.pool.data for x in (one, other)]
     assert not torch.equal(*pages)
+    with torch.no_grad():
+        for cache in (with_metric, without):
+            model(ids[:, :2], past_key_values=cache)
+    assert torch.equal(one.key_metric, metric) == (cache_class is TurboQuantStaticCache)
     with_metric.reset()
     assert one.key_metric is None or not one.key_metric.any()
+
+
+def test_a_metric_grows_in_place_until_enough_was_seen(monkeypatch):
+    monkeypatch.setattr("turboquant.metric.QUERY_TOKENS", 300)
+    pair, seen = LayerPair(batch=2, hold=20), []
+    tokens, address = 0, None
+    for size in (7, 13, 3, 50, 2, 75, 9, 3):
+        query, keys, values = pair.vectors(size)
+        turboquant_attention(pair.module, query, *pair.layer.update(keys, values), None)
+        tokens += 2 * size
+        seen = [torch.cat([*seen, query], 2)] if tokens <= 40 else [*seen, query] if tokens - 2 * size < 300 else seen
+        if tokens >= 40:
+            assert torch.equal(pair.layer.key_metric, metric_of(seen, pair.layer))
+            address = address or pair.layer.key_metric.data_ptr()
+            assert pair.layer.key_metric.data_ptr() == address
+            assert (pair.layer.growth is None) == (tokens >= 300)
+    assert len(seen) == 5
+
+
+def test_steps_of_one_token_are_seen_until_there_are_128_and_then_every_eighth():
+    pair, seen = LayerPair(hold=20), []
+    given = pair.vectors(100)
+    turboquant_attention(pair.module, given[0], *pair.layer.update(*given[1:]), None)
+    first = pair.layer.key_metric.clone()
+    for step in range(1, 400):
+        query, keys, values = pair.vectors(1)
+        turboquant_attention(pair.module, query, *pair.layer.update(keys, values), None)
+        if step <= 28 or step % 8 == 0:
+            seen.append(query)
+        assert pair.layer.growth.tokens == 100 + len(seen)
+        if len(seen) == 64:  # the metric is made of them
+            break
+        assert torch.equal(pair.layer.key_metric, first)
+    assert step > 300 and torch.equal(pair.layer.key_metric, metric_of([given[0], torch.cat(seen, 2)], pair.layer))
+
+
+@pytest.mark.parametrize("readers", [1, 3])
+def test_readers_of_one_update_grow_the_metric_once(readers):
+    pair = LayerPair(readers=readers, hold=20)
+    for size in (30, 6):
+        query, keys, values = pair.vectors(size)
+        halves = pair.layer.update(keys, values)
+        for reader in range(readers):
+            turboquant_attention(pair.module, query if reader == 0 else -2 * query.flip(1), *halves, None)
+    assert pair.layer.growth.tokens == 36
+
+
+def grown(layer):
+    return layer.growth.tokens, layer.growth.moment.triu(), layer.key_metric
+
+
+@pytest.mark.parametrize("offloaded", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: layer.crop(-5),
+        lambda layer: layer.crop(-90),
+        lambda layer: layer.reorder_cache(torch.tensor([1, 0])),
+        lambda layer: layer.batch_repeat_interleave(2),
+        lambda layer: layer.batch_select_indices(torch.tensor([1])),
+        copy.deepcopy,
+        lambda layer: pickle.loads(pickle.dumps(layer)),
+    ],
+    ids=["crop", "crop to nothing", "reorder", "repeat", "select", "copy", "pickle"],
+)
+def test_what_is_done_to_a_cache_leaves_its_metric_and_how_far_it_has_grown(change, offloaded, monkeypatch):
+    monkeypatch.setattr(LayerPair, "offloaded", offloaded)
+    pair = LayerPair(batch=2, hold=20)
+    for tokens in (30, 6, 1):
+        pair.call(tokens)
+    tokens, moment, metric = grown(pair.layer)
+    moment, metric = moment.clone(), metric.clone()
+    layer = change(pair.layer) or pair.layer
+    assert grown(layer)[0] == tokens == 74
+    assert torch.equal(grown(layer)[1], moment) and torch.equal(grown(layer)[2], metric)
+    assert layer.growth.metric is layer.key_metric
+    if layer is not pair.layer:
+        assert layer.growth.moment.data_ptr() != pair.layer.growth.moment.data_ptr()
+
+
+def test_reset_forgets_how_far_the_metric_had_grown():
+    pair = LayerPair(hold=20)
+    pair.check(30)
+    pair.layer.reset()
+    assert pair.layer.growth is None and pair.layer.key_metric is None
+    query, keys, values = pair.vectors(40)
+    turboquant_attention(pair.module, query, *pair.layer.update(keys, values), None)
+    assert torch.equal(pair.layer.key_metric, metric_of([query], pair.layer)) and pair.layer.growth.tokens == 40
+
+
+def test_many_query_heads_a_kv_head_are_sampled_to_what_a_moment_holds():
+    growth = Growth(128, torch.ones(1, 32))
+    assert growth.most == 512
+    for tokens in (500, 700):
+        assert not growth.done
+        growth.add(torch.randn(1, 128, tokens, 32), None, torch.ones(1, 32), None)
+    assert growth.done and growth.tokens == 850 <= ops.METRIC_QUERIES // 128
 
 
 def test_a_step_of_one_token_is_coded_without_the_metric():
@@ -106,7 +173,7 @@ def test_a_first_call_without_tokens_leaves_balance_and_metric_to_the_next():
     for tokens in (0, 70):
         query, keys, values = (torch.randn(1, heads, tokens, 32, generator=generator).to(where.DEVICE) for heads in (4, 2, 2))
         turboquant_attention(module, query, *cache.update(keys, values, 0), None)
-        assert layer.balance_frozen == bool(tokens)
+        assert layer.basis_known == bool(tokens)
     assert layer.key_metric.diagonal(0, 1, 2).amax() == 127
 
 

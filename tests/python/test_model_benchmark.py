@@ -80,7 +80,7 @@ def test_both_caches_hold_the_same_keys_and_values(model):
     fill.fill_with_the_same(dense, ours)
     assert ours.get_seq_length() == dense.get_seq_length() == 150
     for layer, other in zip(ours.layers, dense.layers):
-        assert layer.pending is None and layer.balance_frozen
+        assert layer.pending is None and layer.basis_known
         assert torch.equal(layer.dequantize()[0], other.keys) and torch.equal(layer.dequantize()[1], other.values)
 
 

@@ -78,6 +78,12 @@ def test_balance_passes_opcheck():
     opcheck("balance", paged.but(starts=int32(0, 1, 0)).for_op("balance"))
 
 
+def test_key_metric_passes_opcheck():
+    moment, metric = torch.zeros(2, 64, 64, dtype=torch.int32), torch.zeros(2, 64, 64, dtype=torch.int8)
+    for starts, made in ((None, None), (int32(0, 2), metric)):
+        opcheck("key_metric", (torch.randn(2, 4, 5, 64), starts, torch.ones(2, 64), None, 2, starts is None, moment, made))
+
+
 def test_operators_without_tensors_pass_opcheck():
     opcheck("page_bytes", (64, 4, 3))
     opcheck("attend_workspace_bytes", (64, 4, 3, 2, 4, 3, 6))

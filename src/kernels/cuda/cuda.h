@@ -8,6 +8,7 @@ namespace turboquant::kernels::cuda {
 
 Status rotate(const RotateArgs& args, const Context& context);
 Status balance(const BalanceArgs& args, const Context& context);
+Status key_metric(const KeyMetricArgs& args, const Context& context);
 Status encode(const EncodeArgs& args, const Context& context);
 Status decode(const DecodeArgs& args, const Context& context);
 Status attend(const AttendArgs& args, const Context& context);

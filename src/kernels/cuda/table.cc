@@ -46,13 +46,11 @@ std::size_t attend_workspace_bytes(const PageFormat& format, int kv_heads, int q
 }  // namespace
 
 const CudaTable* cuda_table() {
-  static constexpr CudaTable kTable = {on_device<cuda::rotate, RotateArgs>,
-                                       on_device<cuda::balance, BalanceArgs>,
-                                       on_device<cuda::encode, EncodeArgs>,
-                                       on_device<cuda::decode, DecodeArgs>,
-                                       on_device<cuda::attend, AttendArgs>,
-                                       on_device<cuda::attend_encode, AttendArgs>,
-                                       attend_workspace_bytes};
+  static constexpr CudaTable kTable = {
+      on_device<cuda::rotate, RotateArgs>,        on_device<cuda::balance, BalanceArgs>,
+      on_device<cuda::key_metric, KeyMetricArgs>, on_device<cuda::encode, EncodeArgs>,
+      on_device<cuda::decode, DecodeArgs>,        on_device<cuda::attend, AttendArgs>,
+      on_device<cuda::attend_encode, AttendArgs>, attend_workspace_bytes};
   return &kTable;
 }
 

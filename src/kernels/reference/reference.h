@@ -7,10 +7,12 @@
 #include "kernels/kernels.h"
 #include "kernels/vectors.h"
 
-// The definition of every verb: slow, in double (encode: in the fp16 and fp32 that define codes), read first.
+// The definition of every verb: slow, in double (encode, key_metric: in the fp16, fp32 and integers that
+// define bytes), read first.
 namespace turboquant::kernels::reference {
 
 void rotate(const RotateArgs& args, Executor& executor);
+void key_metric(const KeyMetricArgs& args);
 void encode(const EncodeArgs& args, Executor& executor);
 void decode(const DecodeArgs& args, Executor& executor);
 void attend(const AttendArgs& args, Executor& executor);

@@ -164,7 +164,8 @@ TEST(DecodeChecks, NameTheOutputThatIsTooSmall) {
 TEST(Supports, RefusesAnUnknownVerb) {
   const Status status = supports("score", {64, 4, 4}, DeviceType::kCpu);
   ASSERT_FALSE(status.ok());
-  EXPECT_NE(status.error().message.find("rotate, balance, encode, decode or attend"), std::string::npos);
+  EXPECT_NE(status.error().message.find("rotate, balance, key_metric, encode, decode or attend"),
+            std::string::npos);
 }
 
 }  // namespace

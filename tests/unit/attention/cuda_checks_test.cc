@@ -74,6 +74,22 @@ AttendArgs attend_args() {
   return a;
 }
 
+KeyMetricArgs metric_args() {
+  KeyMetricArgs a;
+  a.kv_heads = 2;
+  a.q_heads = 6;
+  a.head_dim = 64;
+  a.sequence_count = 3;
+  a.tokens = 5;
+  a.starts = nowhere<std::int32_t>();
+  a.query = rows();
+  a.sequence_stride = 640;
+  a.query_signs = nowhere<float>();
+  a.moment = nowhere<std::int32_t>();
+  a.metric = nowhere<std::int8_t>();
+  return a;
+}
+
 void expect_invalid(const Status& status, const char* message) {
   ASSERT_FALSE(status.ok()) << message;
   EXPECT_EQ(status.error().code, Code::kInvalidArgument) << message;
@@ -94,6 +110,30 @@ TEST(CudaChecks, PassGoodCallsWithoutFollowingAPointer) {
                             .keys = rows(),
                             .balance = nowhere<float>()};
   EXPECT_TRUE(attention::check(balance, kCuda).ok());
+  EXPECT_TRUE(attention::check(metric_args(), kCuda).ok());
+}
+
+TEST(CudaChecks, OfKeyMetricNameTheValueAndTheRemedy) {
+  const std::pair<const char*, std::function<void(KeyMetricArgs&)>> cases[] = {
+      {"q_heads=5 is not a multiple of kv_heads=2", [](KeyMetricArgs& a) { a.q_heads = 5; }},
+      {"base=12 does not belong to head_dim=64; use 1", [](KeyMetricArgs& a) { a.base = 12; }},
+      {"sequences=-1 is negative", [](KeyMetricArgs& a) { a.sequence_count = -1; }},
+      {"tokens=-1 is negative", [](KeyMetricArgs& a) { a.tokens = -1; }},
+      {"step=0 is not positive", [](KeyMetricArgs& a) { a.step = 0; }},
+      {"moment is null", [](KeyMetricArgs& a) { a.moment = nullptr; }},
+      {"query_signs is null", [](KeyMetricArgs& a) { a.query_signs = nullptr; }},
+      {"query is null", [](KeyMetricArgs& a) { a.query.data = nullptr; }},
+      {"query has a negative stride", [](KeyMetricArgs& a) { a.sequence_stride = -1; }},
+      {"120000 tokens with step=1 are 360000 queries of a KV head",
+       [](KeyMetricArgs& a) { a.tokens = 40000; }},
+      {"3000000000 tokens of all sequences do not fit into 32 bits",
+       [](KeyMetricArgs& a) { a.tokens = 1000000000; }},
+  };
+  for (const auto& [message, spoil] : cases) {
+    KeyMetricArgs args = metric_args();
+    spoil(args);
+    expect_invalid(attention::check(args, kCuda), message);
+  }
 }
 
 TEST(CudaChecks, OfEncodeNameTheValueAndTheRemedy) {
@@ -165,7 +205,8 @@ TEST(CudaVerbs, SayWhatIsMissingInABuildWithoutCuda) {
   }
   for (const Status& status :
        {supports("attend", {64, 4, 4}, kCuda), encode(encode_args(), kOnCuda), decode(decode_args(), kOnCuda),
-        attend(attend_args(), kOnCuda), balance({}, kOnCuda), rotate({}, kOnCuda)}) {
+        attend(attend_args(), kOnCuda), balance({}, kOnCuda), key_metric(metric_args(), kOnCuda),
+        rotate({}, kOnCuda)}) {
     ASSERT_FALSE(status.ok());
     EXPECT_EQ(status.error().code, Code::kUnsupported);
     EXPECT_NE(status.error().message.find("-DTQ_CUDA=ON"), std::string::npos) << status.error().message;
