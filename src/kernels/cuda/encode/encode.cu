@@ -27,7 +27,9 @@ Status encode(const EncodeArgs& args, const Context& context) {
   if (!limits.ok()) return limits.error();
   if (prefill_serves(args, slots, limits.value())) {
     Status status = launch_prefill(call, slots, limits.value(), context);
-    return status.ok() && args.basis.key_metric != nullptr ? launch_flip_keys(call, slots, context) : status;
+    return status.ok() && args.basis.key_metric != nullptr
+               ? launch_flip_keys(call, slots, limits.value(), context)
+               : status;
   }
   const bool direct = sequences.tokens <= sequences.count;
   if (args.basis.key_metric != nullptr) return launch_flips(call, slots, direct, context);

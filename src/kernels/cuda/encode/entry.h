@@ -16,7 +16,8 @@ bool prefill_serves(const EncodeArgs& args, std::int64_t slots, const DeviceLimi
 Status launch_prefill(const EncodeCall& call, std::int64_t slots, const DeviceLimits& limits,
                       const Context& context);
 // encode/flip_keys.cu: what a key_metric changes behind launch_prefill().
-Status launch_flip_keys(const EncodeCall& call, std::int64_t slots, const Context& context);
+Status launch_flip_keys(const EncodeCall& call, std::int64_t slots, const DeviceLimits& limits,
+                        const Context& context);
 // encode/flips.cu: with a key_metric. direct: a token a sequence.
 Status launch_flips(const EncodeCall& call, std::int64_t slots, bool direct, const Context& context);
 

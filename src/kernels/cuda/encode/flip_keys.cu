@@ -1,98 +1,144 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rule 5a behind the prefill kernel, which has coded as if there were no key_metric: a warp takes a key once
-// more, with the codes that its page has. Keys whose centre is the mean of such a page's are encoded anew.
-#include "kernels/cuda/codes.cuh"
+// Rule 5a behind the prefill kernel, which has coded as if there were no key_metric: each key's levels once
+// more, and its codes moved. Keys whose centre is the mean of such a page's are encoded anew. Bound by
+// instructions, see docs/encode.md.
+#include <algorithm>
+
 #include "kernels/cuda/encode/entry.h"
+#include "kernels/cuda/encode/flip_errors.cuh"
+#include "kernels/cuda/encode/flip_moves.cuh"
 #include "kernels/cuda/encode/launch_pages.cuh"
 
 namespace turboquant::kernels::cuda {
 namespace {
 
-constexpr int kC = 4;  // coordinates a lane: head_dim 128
+constexpr int kQuarters = kPageTokens / kWarpVectors;
 
-// The part's keys, which lie in its page.
-__device__ inline void flip_part(const EncodeCall& call, const Part& part, int head, const BlockPlan& plan,
-                                 const Block& block) {
+// Slot `slot` of the head, by one thread.
+__device__ inline void make_flip_task(const EncodeCall& call, std::int64_t slot, int head, FlipTask& task) {
+  const EncodeArgs& a = call.args;
+  const Part& part = task.part;
+  task.exists = find_slot_alone(call, slot, task.part) && !(part.follows() && part.previous_in_call);
+  if (!task.exists) return;
+  task.page = page_of(a, part, part.page, head);
+  task.keys = static_cast<const std::uint16_t*>(a.keys.data) + row_at(a.keys, part.row - part.begin, head);
+  Part next;
+  task.followed = find_part(a.sequences, part.sequence, part.page + 1, next) && next.follows();
+}
+
+// The list's keys, a quarter of a page at a time: each 8th one is a warp's.
+template <DType kType>
+__device__ inline void flip_list(const EncodeCall& call, int count, int head, uint2 magnitudes,
+                                 FlipShared& shared) {
   const PageFormat& format = call.args.pages.format;
-  const int d = format.head_dim, bits = format.k_bits, warp = block.group.thread() / 32,
-            first = lane_id() * kC;
-  std::uint8_t* page = page_of(call.args, part, part.page, head);
-  const Target target{page + format.k_codes_offset(), page + format.k_scales_offset()};
-  const std::int8_t* metric = call.args.basis.key_metric + std::int64_t{head} * d * d;
-  const Coder& coder = call.key_coder;
-  float* scratch = block.scratch + warp * 32 * kC;
-  auto* bytes = reinterpret_cast<std::uint8_t*>(scratch);
-  load_centre(page, format, 32 * kC, block);
-  for (int slot = part.begin + warp; slot < part.end; slot += plan.warps) {
-    float u[kC];
-    const Rotated scaled = load_rotated(call, part, true, head, slot, scratch, u);
-    if (!scaled.finite) continue;
-    const std::uint32_t reference =
-        reinterpret_cast<const std::uint16_t*>(target.scales)[core::scale_index(slot)] & kReferenceIsZero;
-#pragma unroll
-    for (int j = 0; j < kC; ++j) {
-      if (reference != 0) continue;
-      const float c =
-          centre_at(centre_step(call, block), static_cast<float>(block.steps[first + j]), scaled.factor);
-      u[j] = round_to_half(__fadd_rn(u[j], -round_to_half(c)));
+  FlipWarp& own = shared.own();
+  const int lane = this_thread() & 31, q = lane % 4;
+  int at = this_thread() / 32;
+  const auto find = [&] {
+    for (; at < kQuarters * count; at += kFlipWarps) {
+      const FlipTask& task = shared.tasks[at / kQuarters];
+      const int first = kWarpVectors * (at % kQuarters);
+      if (task.exists && task.part.begin < first + kWarpVectors && task.part.end > first) return;
     }
-    const float largest = largest_of(u);
-    if (largest == 0.0f) continue;
-    const float levels_per_unit = round_to_11_bits(__fdiv_rn(static_cast<float>(core::kMaxLevel), largest));
-    const std::uint32_t four = four_key_codes(target.codes, d, bits, slot, first);
-    std::uint32_t levels[kC], codes[kC], sum_n = 0, sum_b = 0;
-#pragma unroll
-    for (int j = 0; j < kC; ++j) {
-      const float level = round_to_11_bits(__fmul_rn(fabsf(u[j]), levels_per_unit));
-      levels[j] = __float_as_uint(__fadd_rn(level, 0x1p23f)) & 0xffu;
-      codes[j] = four >> (4 * j) & ((1u << (bits - 1)) - 1);
-      const std::uint32_t magnitude = magnitudes_at(coder.of[0], codes[j]) & 0xffu;
-      sum_n += levels[j] * levels[j];
-      sum_b += magnitude * magnitude;
+  };
+  const auto fetch_rows = [&] {
+    if (at >= kQuarters * count) return;
+    const FlipTask& task = shared.tasks[at / kQuarters];
+    fetch(task.keys, call.args.keys.token_stride, call.args.basis.key_signs + head * kPrefillDim, task.part,
+          kWarpVectors * (at % kQuarters), own.input);
+  };
+  find();
+  fetch_rows();
+  while (at < kQuarters * count) {
+    const FlipTask& task = shared.tasks[at / kQuarters];
+    const int quarter = at % kQuarters, first = kWarpVectors * quarter;
+    const FlipScale scale = prepare_errors<kType>(call, task, quarter, magnitudes, shared, [&] {
+      at += kFlipWarps;
+      find();
+      fetch_rows();
+    });
+#pragma unroll 1
+    for (int key = 0; key < kWarpVectors; key += kRoundKeys) {
+      move_codes(key, magnitudes, shared, own);
+      const int mine = key + lane / 4;
+      if (own.ratio[mine] != 0.0f)
+        store_chunk(*reinterpret_cast<const uint4*>(&own.codes[mine][4 * q]), format.k_bits, first + mine, q,
+                    task.page);
     }
-    sum_n = __reduce_add_sync(~0u, sum_n);
-    sum_b = __reduce_add_sync(~0u, sum_b);
-    const float b = flip_codes(metric, levels, u, d, coder, sum_n, __uint2float_rn(sum_b), codes);
-    const float unit = __fmul_rn(
-        __fmul_rn(__fmul_rn(largest, one_over_power(scaled.factor)), call.rotation_scale), coder.unit);
-    const std::uint32_t scale =
-        half_bits_clamped(__fmul_rn(unit, __fsqrt_rn(__fdiv_rn(__uint2float_rn(sum_n), b))));
-    __syncwarp();
-#pragma unroll
-    for (int j = 0; j < kC; ++j) bytes[first + j] = static_cast<std::uint8_t>(codes[j]);
-    __syncwarp();
-    pack_key(bytes, d, bits, slot, target.codes);
-    if (lane_id() == 0) store_scale(target, slot, scale | reference);
+    const float root = square_root(divide_normal(__uint2float_rn(scale.has_codes ? scale.sum_n : 1u),
+                                                 __uint2float_rn(own.squares[lane % kWarpVectors])));
+    if (scale.has_codes && lane < kWarpVectors)
+      reinterpret_cast<std::uint16_t*>(task.page +
+                                       format.k_scales_offset())[core::scale_index(first + lane)] =
+          static_cast<std::uint16_t>(half_bits_clamped(__fmul_rn(scale.unit, root)) | scale.reference);
     __syncwarp();
   }
 }
 
-// Grid: (slots, kv_heads).
-__global__ void __launch_bounds__(32 * kPageWarps, 2)
-    flip_keys(const __grid_constant__ EncodeCall call, const BlockPlan plan) {
-  extern __shared__ __align__(16) unsigned char shared[];
+// Keys that wait for those of the list's pages, by the whole block.
+__device__ inline void encode_followers(const EncodeCall& call, int count, int head, const BlockPlan& plan,
+                                        FlipShared& shared) {
+  const Block block = carve_block<kPrefillDim / 32>(reinterpret_cast<unsigned char*>(shared.warps), plan);
+  for (int i = 0; i < count; ++i) {
+    const FlipTask& task = shared.tasks[i];
+    if (!task.exists || !task.followed) continue;
+    Part part = task.part;
+    while (find_part(call.args.sequences, part.sequence, part.page + 1, part) && part.follows()) {
+      __syncthreads();
+      encode_part<true, kPrefillDim / 32>(call, part, true, head, plan, block);
+    }
+  }
+}
+
+// A block takes a run of the call's (head, slot), head by head.
+template <DType kType>
+__global__ void __launch_bounds__(kFlipThreads, 1)
+    flip_keys(const __grid_constant__ EncodeCall call, const BlockPlan plan, const std::int64_t slots) {
+  extern __shared__ __align__(128) unsigned char bytes[];
+  auto& shared = *reinterpret_cast<FlipShared*>(bytes);
+  const int thread = this_thread();
+  const std::int64_t count = slots * call.args.pages.kv_heads;
+  const uint2 magnitudes = flip_magnitudes(call.key_coder);
+  if (thread < kSidePairs) shared.zeros[thread] = 0;
+  if (thread < kPrefillDim) shared.rows[kNoRow][thread] = shared.shifted[kNoRow][thread] = 0.0f;
+  if (thread < 8)
+    shared.magnitudes[thread] =
+        static_cast<float>((thread < 4 ? magnitudes.x : magnitudes.y) >> (8 * (thread % 4)) & 255u);
   wait_for_previous_kernel();
   let_next_kernel_start();
-  const int head = static_cast<int>(blockIdx.y);
-  Part part;
-  if (!find_slot(call, blockIdx.x, part) || (part.follows() && part.previous_in_call)) return;
-  const Block block = carve_block<kC>(shared, plan);
-  flip_part(call, part, head, plan, block);
-  for (Part next; find_part(call.args.sequences, part.sequence, part.page + 1, next) && next.follows();) {
-    block.group.sync();
-    part = next;
-    encode_part<true, kC>(call, part, true, head, plan, block);
+
+  std::int64_t at = count * blockIdx.x / gridDim.x;
+  const std::int64_t end = count * (blockIdx.x + 1) / gridDim.x;
+  int loaded = -1;
+  while (at < end) {
+    const int head = static_cast<int>(at / slots);
+    const std::int64_t slot = at % slots;
+    const int tasks =
+        static_cast<int>(std::min<std::int64_t>(std::min<std::int64_t>(slots - slot, end - at), kFlipTasks));
+    if (head != loaded)
+      load_metric(call.args.basis.key_metric + std::int64_t{head} * kPrefillDim * kPrefillDim, shared);
+    loaded = head;
+    if (thread < tasks) make_flip_task(call, slot + thread, head, shared.tasks[thread]);
+    __syncthreads();
+    flip_list<kType>(call, tasks, head, magnitudes, shared);
+    __syncthreads();
+    encode_followers(call, tasks, head, plan, shared);
+    __syncthreads();
+    at += tasks;
   }
 }
 
 }  // namespace
 
-Status launch_flip_keys(const EncodeCall& call, std::int64_t slots, const Context& context) {
-  const BlockPlan plan = plan_of(call.args.pages.format, 32 * kC, false);
-  const dim3 grid(static_cast<unsigned>(slots), static_cast<unsigned>(call.args.pages.kv_heads));
-  const Launch how{"encode", grid, dim3(32 * kPageWarps), static_cast<std::size_t>(plan.bytes(32 * kC)),
-                   true};
-  return launch(how, context, &flip_keys, call, plan);
+Status launch_flip_keys(const EncodeCall& call, std::int64_t slots, const DeviceLimits& limits,
+                        const Context& context) {
+  const BlockPlan plan = plan_of(call.args.pages.format, kPrefillDim, false);
+  const auto blocks =
+      static_cast<unsigned>(std::min<std::int64_t>(slots * call.args.pages.kv_heads, limits.sm_count));
+  const Launch how{"encode", dim3(blocks), dim3(kFlipThreads), sizeof(FlipShared), true};
+  return launch(how, context,
+                call.args.keys.dtype == DType::kBF16 ? &flip_keys<DType::kBF16> : &flip_keys<DType::kF16>,
+                call, plan, slots);
 }
 
 }  // namespace turboquant::kernels::cuda
