@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Balance vectors of a model, measured once on a text and kept in a file, for every cache of that model.
+"""Balance vectors of a model, measured once on a text and kept in a file, for every cache of that model; and queries, for its metric.
 
     python -m turboquant.calibrate --model DIR --out balance.safetensors
     cache = TurboQuantCache(model.config, balance="balance.safetensors")
 
-The file is safetensors: `layers.<index>.balance` float32 [kv_heads, head_dim], of mean 1 in each head, and metadata that says
-which model they belong to. A cache refuses those of another.
+The file is safetensors: `layers.<index>.balance` float32 [kv_heads, head_dim], of mean 1 in each head, `layers.<index>.queries`
+bfloat16 [q_heads, tokens, head_dim], and metadata that says which model they belong to. A cache refuses those of another. A key metric
+is in the rotated domain, which each cache draws for itself: so the file has what it is made of.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-FORMAT = "turboquant balance 1"
+FORMAT = "turboquant balance 2"
+FORMATS = ("turboquant balance 1", FORMAT)  # that can be read: the first had no queries
 # What makes keys and queries what they are. Whatever else a config holds may change without changing them.
 IDENTITY = (
     "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
@@ -35,12 +37,14 @@ class Calibration:
     weights: str  # `weights_identity` of the model
     tokens: int = 0  # they were measured on
     name: str = ""  # the model's, for messages
+    queries: Mapping[int, Tensor] = field(default_factory=dict)  # layer index -> bfloat16 [q_heads, tokens, head_dim], on the CPU
 
     def save(self, path: str | Path) -> None:
         from safetensors.torch import save_file
 
         metadata = {"format": FORMAT, "model": self.model, "weights": self.weights, "tokens": str(self.tokens), "name": self.name}
-        save_file({f"layers.{i}.balance": x.contiguous() for i, x in self.balances.items()}, str(path), metadata)
+        named = {"balance": self.balances, "queries": self.queries}
+        save_file({f"layers.{i}.{name}": x.contiguous() for name, layers in named.items() for i, x in layers.items()}, str(path), metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
@@ -50,15 +54,21 @@ class Calibration:
         try:
             with safe_open(str(path), framework="pt") as file:
                 metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
+                if metadata.get("format") not in FORMATS:
                     raise ValueError(f"{str(path)!r} has the format {metadata.get('format')!r}, not {FORMAT!r}")
-                balances = {int(key.split(".")[1]): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  no mapping
-        except (OSError, SafetensorError, IndexError) as error:
+                found: dict[str, dict[int, Tensor]] = {"balance": {}, "queries": {}}
+                for key in file.keys():  # noqa: SIM118  no mapping
+                    _, index, name = key.split(".")
+                    found[name][int(index)] = file.get_tensor(key)
+        except (OSError, SafetensorError, KeyError) as error:
             raise ValueError(f"{str(path)!r} holds no balance vectors ({error}): make it with python -m turboquant.calibrate") from error
-        for index, balance in balances.items():
+        for index, balance in found["balance"].items():
             if balance.dtype != torch.float32 or balance.dim() != 2 or not bool(((balance > 0) & balance.isfinite()).all()):
                 raise ValueError(f"{str(path)!r}: the balance of layer {index} is not float32 [kv_heads, head_dim] of positive numbers")
-        return cls(balances, metadata["model"], metadata["weights"], int(metadata["tokens"]), metadata["name"])
+        for index, queries in found["queries"].items():
+            if queries.dtype != torch.bfloat16 or queries.dim() != 3:
+                raise ValueError(f"{str(path)!r}: the queries of layer {index} are not bfloat16 [q_heads, tokens, head_dim]")
+        return cls(found["balance"], metadata["model"], metadata["weights"], int(metadata["tokens"]), metadata["name"], found["queries"])
 
     def check_config(self, config: PreTrainedConfig) -> None:
         if model_identity(config) != self.model:

@@ -13,7 +13,7 @@ from ._errors import translated
 from .calibration import Calibration
 from .carrier import Carrier, Step, in_rows, rows_of
 from .held import Held
-from .metric import Growth, metric_for
+from .metric import Growth, begun, metric_for
 from .options import LastOptions, Options
 from .pages import PAGE_TOKENS, PagePool, PageTable
 from .prepared import Prepared
@@ -64,8 +64,8 @@ class TurboQuantLayer(CacheLayerMixin):
         # xi, of the keys and of the values.
         self.signs, self.value_signs = signs[:, None].repeat(1, kv_heads, 1).to(device, non_blocking=True).unbind(0)
         self.kv_heads, self.head_dim = kv_heads, head_dim
-        self._begin_basis()
         self.base = None if base.shape[0] == 1 else base.to(device, non_blocking=True)
+        self._begin_basis()
         self.dtype, self.device = key_states.dtype, device
         self._set_starts((0,) * batch)
         self.is_initialized = True
@@ -392,16 +392,18 @@ class TurboQuantLayer(CacheLayerMixin):
         return {name: sum(t.nbytes for t in tensors if t is not None) for name, tensors in parts.items()} | {"held": held}
 
     def _begin_basis(self) -> None:
-        """Balance 1 and no metric until the first tokens bring their own; a calibration's balance for good."""
+        """Balance 1 and no metric until the first tokens bring their own; a calibration's balance for good, and a metric of its queries."""
         self.key_signs = self.query_signs = self.signs
         self.key_metric: torch.Tensor | None = None
         self.growth: Growth | None = None  # while more queries may change the metric
-        calibration = self.settings.calibration
-        self.basis_known = calibration is not None and not self.settings.metric
+        settings, calibration = self.settings, self.settings.calibration
+        self.basis_known = calibration is not None and not settings.metric
         if calibration is None:
             return
         balance = balance_from(calibration, self.index, self.signs)
         self.key_signs, self.query_signs = self.signs / balance, self.signs * balance
+        if settings.metric and (growth := begun(calibration, self.index, self.query_signs, self.base)) is not None:
+            self.growth, self.key_metric, self.basis_known = growth, growth.metric, True
 
     def _set_starts(self, starts: tuple[int, ...]) -> None:
         self.starts = starts

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 
 from . import ops
+from .calibration import Calibration
 
 QUERY_TOKENS = 2048  # of all sequences together: so many are enough
 ALL_STEPS = 128  # seen, and of the single tokens that follow only
@@ -54,6 +55,19 @@ class Growth:
             self.due = self.tokens + MADE
         ops.key_metric(query, starts, query_signs, base, step, begins, self.moment, self.metric if make else None)
         return self.metric
+
+
+def begun(calibration: Calibration | None, index: int, query_signs: torch.Tensor, base: torch.Tensor | None) -> Growth | None:
+    """Of the queries that a calibration has of layer `index`."""
+    queries = calibration.queries.get(index) if calibration else None
+    if queries is None:
+        return None
+    kv_heads, head_dim = query_signs.shape
+    if queries.shape[0] % kv_heads or queries.shape[2] != head_dim:
+        raise ValueError(f"layer {index}: the calibration has queries {list(queries.shape)} for [kv_heads, head_dim] = [{kv_heads}, {head_dim}]")
+    growth = Growth(queries.shape[0], query_signs)
+    growth.add(queries[None].to(query_signs.device, non_blocking=True), None, query_signs, base)
+    return growth
 
 
 def metric_for(metric: torch.Tensor | None, tokens: int) -> torch.Tensor | None:

@@ -11,7 +11,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from . import ops
 from .carrier import in_rows, rows_of
-from .metric import key_metric, metric_for
+from .metric import Growth, begun, metric_for
 from .settings import CacheSettings, sign_seed
 from .static_mask import read_first_mask, read_later_mask
 from .static_state import StaticState, allocates, fixed
@@ -216,7 +216,9 @@ class TurboQuantStaticLayer(CacheLayerMixin):
             balance = ops.balance(rows_of(query), rows_of(step.keys), state.token_starts(step.tokens), state.starts)
             self._set_balance(balance)
         if self.key_metric is not None:
-            self.key_metric.copy_(key_metric(query, state.starts, self.all_signs[1], self.base))
+            query_signs = self.all_signs[1]
+            growth = begun(self.settings.calibration, self.index, query_signs, self.base) or Growth(query.shape[1], query_signs)
+            self.key_metric.copy_(growth.add(query, state.starts, query_signs, self.base))
 
     def begin_basis(self) -> None:
         """Balance 1 and a metric of 0 until the first call brings its own; a calibration's balance for good."""

@@ -5,14 +5,16 @@ import pytest
 import tiny_directory
 import torch
 from tiny_models import generate, prompt, tiny_model
+from safetensors.torch import save_file
 from transformers import DynamicCache
 
-from turboquant import CompressedDynamicCache, TurboQuantCache, ops
+from turboquant import CompressedDynamicCache, TurboQuantCache, TurboQuantStaticCache, enable, ops
 from turboquant.activations import observe
 from turboquant.benchmark import cli as benchmark
 from turboquant.calibrate import calibrate
 from turboquant.calibrate.cli import main
 from turboquant.calibration import Calibration
+from turboquant.metric import Growth
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -76,6 +78,52 @@ def test_a_cache_takes_the_file_under_any_attention(file, model, implementation)
         assert torch.equal(layer.query_signs, layer.signs * balance) and torch.equal(layer.key_signs, layer.signs / balance)
         layer.reset()
         assert torch.equal(layer.query_signs, layer.signs * balance)
+
+
+def metric_of(layer, *queries):
+    growth = Growth(queries[0].shape[1], layer.query_signs)
+    return [growth.add(x, None, layer.query_signs, layer.base) for x in queries][-1]
+
+
+def test_the_queries_that_are_kept_are_spread_over_the_text(model, text):
+    found, seen = calibrate(model, [text]), {}
+    observe(model, text, lambda a: seen.update({a.index: a}))
+    for index, queries in found.queries.items():
+        assert torch.equal(queries, seen[index].query[:, 1:256:2].bfloat16())
+
+
+def test_a_metric_begins_with_the_files_queries_and_goes_on_with_the_caches_own(file, model):
+    queries = Calibration.load(file).queries[1][None]
+    for implementation in ("sdpa", "turboquant"):  # under another attention a cache does not see its own
+        cache, static = TurboQuantCache(model.config, balance=file), TurboQuantStaticCache(model.config, 200, balance=file)
+        layer, seen = cache.layers[1], {}
+        ids = prompt(tokens=80)["input_ids"]
+        if implementation == "turboquant":
+            observe(model, ids[0], lambda a: seen.update({a.index: a.query[None]}))
+        generate(model, implementation, cache, {"input_ids": ids}, tokens=2)
+        own = [seen[1]] if seen else []
+        assert torch.equal(layer.key_metric, metric_of(layer, queries, *own)) and layer.growth.tokens == 128 + 80 * len(own)
+        layer.reset()
+        assert torch.equal(layer.key_metric, metric_of(layer, queries)) and layer.growth.tokens == 128
+        if implementation == "turboquant":
+            with torch.no_grad():
+                enable(model)(ids, past_key_values=static)
+            assert torch.equal(static.layers[1].key_metric, metric_of(layer, queries, *own))
+
+
+def test_without_a_metric_the_files_queries_are_not_read(file, model):
+    cache = TurboQuantCache(model.config, balance=file, metric=False)
+    generate(model, "turboquant", cache, prompt(tokens=80), tokens=2)
+    assert cache.layers[1].key_metric is None and cache.layers[1].growth is None
+
+
+def test_files_of_the_first_format_have_no_queries(file, model, tmp_path):
+    loaded, path = Calibration.load(file), tmp_path / "old.safetensors"
+    metadata = {"format": "turboquant balance 1", "model": loaded.model, "weights": loaded.weights, "tokens": "256", "name": "tiny"}
+    save_file({f"layers.{i}.balance": x for i, x in loaded.balances.items()}, str(path), metadata)
+    cache = TurboQuantCache(model.config, balance=path)
+    generate(model, "turboquant", cache, prompt(tokens=80), tokens=2)
+    assert not Calibration.load(path).queries and cache.layers[1].growth.tokens == 81
 
 
 def test_the_wrapper_of_a_dynamic_cache_takes_it_too(file, model):

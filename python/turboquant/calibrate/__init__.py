@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures a model's balance vectors on a text: python -m turboquant.calibrate."""
+"""Measures a model's balance vectors on a text, and keeps some of its queries: python -m turboquant.calibrate."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from turboquant.calibration import Calibration, model_identity, weights_identity
 from turboquant.layers import TurboQuantLayer
 
 SEQUENCE = 128  # tokens that the operator `balance` looks at in each sequence
+QUERY_TOKENS = 128  # whose queries are kept, evenly spaced in all
 
 
 def calibrate(model: PreTrainedModel, texts: Iterable[Tensor], name: str = "") -> Calibration:
@@ -37,10 +38,12 @@ def calibrate(model: PreTrainedModel, texts: Iterable[Tensor], name: str = "") -
         tokens += len(text) // SEQUENCE * SEQUENCE
     if not tokens:
         raise ValueError("no text: calibration needs one at least")
-    balances = {}
+    balances, queries = {}, {}
     for index, pieces in seen.items():
         query, keys = (torch.cat(part) for part in zip(*pieces))
         starts = torch.arange(0, len(keys) + 1, SEQUENCE, dtype=torch.int32, device=keys.device)
         balances[index] = ops.balance(query, keys, starts).cpu()
+        step = len(query) // QUERY_TOKENS
+        queries[index] = query[step - 1 :: step][:QUERY_TOKENS].transpose(0, 1).to("cpu", torch.bfloat16)
         pieces.clear()
-    return Calibration(balances, model_identity(model.config), weights_identity(model), tokens, name)
+    return Calibration(balances, model_identity(model.config), weights_identity(model), tokens, name, queries)

@@ -32,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         prog=PROG,
-        description="Measures a model's balance vectors on a text and writes them as safetensors: TurboQuantCache(config, balance=FILE) takes "
+        description="Measures a model's balance vectors on a text and writes them, with some of its queries, as safetensors: TurboQuantCache(config, balance=FILE) takes "
         "them instead of the first prompt's.",
     )
     add_model_arguments(parser)
