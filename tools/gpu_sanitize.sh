@@ -7,7 +7,7 @@ program=$1
 shift
 tools=("$@")
 (( ${#tools[@]} )) || tools=(memcheck racecheck initcheck synccheck)
-FILTER=${FILTER:-Rotate.*:Balance.*:Encode.KeepsNan*:Encode.*LeftPadding:Encode.*EveryDType:Encode.*RaggedBatches:Encode.*PrefillsWith*:Decode.*Alone:Decode.*EveryHeadDim:Sanitizer.*}
+FILTER=${FILTER:-Rotate.*:Balance.*:KeyMetric.Reads*:Encode.KeepsNan*:Encode.*LeftPadding:Encode.*EveryDType:Encode.*RaggedBatches:Encode.*PrefillsWith*:Decode.*Alone:Decode.*EveryHeadDim:Sanitizer.*}
 sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
 for tool in "${tools[@]}"; do
   echo "compute-sanitizer --tool $tool"

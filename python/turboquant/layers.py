@@ -249,8 +249,8 @@ class TurboQuantLayer(CacheLayerMixin):
     def grow(self, step: Step, query: torch.Tensor) -> None:
         """The queries of a call behind tokens in pages, before it: the metric is to be made of them too. After an error of
         the call they stay counted."""
-        if step.unread == self.readers and query.shape[2] == step.tokens and self.growth.wants(query):
-            self.growth.add(query, None, self.query_signs, self.base)
+        if step.unread == self.readers and query.shape[2] == step.tokens:
+            self.growth.see(query, None, self.query_signs, self.base)
             if self.growth.done:
                 self.growth = None
 
@@ -279,7 +279,8 @@ class TurboQuantLayer(CacheLayerMixin):
                 key_signs, query_signs = self.signs / balance, self.signs * balance
             if settings.metric:
                 growth = growth or Growth(held.queries.shape[1], query_signs)
-                metric = growth.add(held.queries, self.starts_tensor, query_signs, self.base)
+                growth.see(held.queries, self.starts_tensor, query_signs, self.base)
+                metric = growth.metric
         self._encode(held.keys, held.values, key_signs, metric_for(metric, held.tokens))
         self.key_signs, self.query_signs, self.key_metric = key_signs, query_signs, metric
         self.growth = growth if growth is not None and settings.metric_grows and not growth.done else None

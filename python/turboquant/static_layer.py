@@ -218,7 +218,8 @@ class TurboQuantStaticLayer(CacheLayerMixin):
         if self.key_metric is not None:
             query_signs = self.all_signs[1]
             growth = begun(self.settings.calibration, self.index, query_signs, self.base) or Growth(query.shape[1], query_signs)
-            self.key_metric.copy_(growth.add(query, state.starts, query_signs, self.base))
+            growth.see(query, state.starts, query_signs, self.base)
+            self.key_metric.copy_(growth.metric)
 
     def begin_basis(self) -> None:
         """Balance 1 and a metric of 0 until the first call brings its own; a calibration's balance for good."""

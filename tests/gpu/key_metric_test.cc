@@ -79,9 +79,10 @@ TEST(KeyMetric, GivesTheReferencesBytesOfManyQueries) {
 }
 
 TEST(KeyMetric, ReadsQueriesThatBeginAnywhere) {
-  for (const int d : {48, 128})
+  for (const int d : {48, 64, 128, 256})
     for (const DType dtype : {DType::kF32, DType::kBF16})
-      expect_same({.head_dim = d, .dtype = dtype}, size_of(dtype));
+      for (const std::size_t offset : {std::size_t{0}, size_of(dtype)})
+        expect_same({.head_dim = d, .dtype = dtype}, offset);
 }
 
 }  // namespace

@@ -119,14 +119,16 @@ class OracleLayer(CacheLayerMixin):
         rows = torch.arange(batch + 1, dtype=torch.int32, device=keys.device) * tokens
         if self.s is None:
             self.s = ops.balance(query, keys, rows, self.starts) if self.balance else torch.ones_like(self.xi)
-            self.seen, self.steps, self.due = [(queries, self.starts)], 0, 0
+            self.seen, self.steps, self.passed, self.due = [(queries, self.starts)], 0, 0, 0
+            sees = True
         else:
-            self.steps += tokens == 1
-            if tokens > 1 or sum(len(x) * x.shape[2] for x, _ in self.seen) < 128 or self.steps % 8 == 0:
+            behind = tokens == 1 and sum(len(x) * x.shape[2] for x, _ in self.seen) >= 128
+            self.steps += behind
+            if sees := not behind or self.steps % 8 == 0:
                 self.seen.append((queries, None))
-        count = sum(len(x) * x.shape[2] for x, _ in self.seen)
-        if self.with_metric and (tokens > 1 or count >= self.due):  # of all that were seen
-            self.due = count + 64
+        self.passed += batch * tokens
+        if self.with_metric and sees and self.passed >= self.due:  # of all that were seen
+            self.due = self.passed + 64
             moment = torch.empty(self.heads, self.dim, self.dim, dtype=torch.int32, device=keys.device)
             self.metric = torch.empty_like(moment, dtype=torch.int8)
             for i, (x, starts) in enumerate(self.seen):

@@ -14,7 +14,7 @@ from turboquant.benchmark import cli as benchmark
 from turboquant.calibrate import calibrate
 from turboquant.calibrate.cli import main
 from turboquant.calibration import Calibration
-from turboquant.metric import Growth
+from turboquant.metric import key_metric
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -81,8 +81,7 @@ def test_a_cache_takes_the_file_under_any_attention(file, model, implementation)
 
 
 def metric_of(layer, *queries):
-    growth = Growth(queries[0].shape[1], layer.query_signs)
-    return [growth.add(x, None, layer.query_signs, layer.base) for x in queries][-1]
+    return key_metric(torch.cat([x.float() for x in queries], 2), None, layer.query_signs, layer.base)
 
 
 def test_the_queries_that_are_kept_are_spread_over_the_text(model, text):
