@@ -27,7 +27,7 @@ TOPS = {4: (0.99, 1.06, 1.13), 3: (1.0, 1.1, 1.2, 1.3, 1.4, 1.55), 2: (1.35, 1.5
 class Sketch:
     """`rotation`: "hadamard" or "dense". `centre`: "page", "previous" (the mean of the previous page's decoded keys), "sequence" or
     "none". `choice`: a token may take 0 for its reference. `balance`: "first 128", "whole text" or "off". `scale`: what is stored
-    beside the codes: "norm", "plain", "least squares" or "unbiased". `value_centre`: the same centre and choice for values.
+    beside the codes: "norm" (of values of 3 and 2 bits "unbiased", as the product), "plain", "least squares" or "unbiased". `value_centre`: the same centre and choice for values.
     `previous_share`: of the previous page's mean in a "previous" centre, the rest being that page's own centre. `median`: for mean.
     `feedback`: keys coded by feedback.py with the queries of the "first 128" tokens, of the "whole text", or "off"; `focus`: the same
     for focus.py, or "calibrated" with the queries of `calibration`'s layers."""
@@ -68,11 +68,15 @@ class Sketch:
             spread = values[:, :128].square().mean(1, keepdim=True).sqrt().clamp_min(1e-6).sqrt()
             spread = spread / spread.mean(-1, keepdim=True)
         centre = "page" if self.value_centre else "none"
-        values, value_bytes = self._round_trip(values / spread, self.v_bits, centre, self.value_choice, sign_seed(self.seed, layer.index, True))
+        scale = "unbiased" if self.scale == "norm" and self.v_bits < 4 else self.scale
+        values, value_bytes = self._round_trip(
+            values / spread, self.v_bits, centre, self.value_choice, sign_seed(self.seed, layer.index, True), scale=scale
+        )
         return Coded(keys * balance, values * spread, heads * (key_bytes + value_bytes))
 
     def _round_trip(
-        self, x: Tensor, bits: int, centre: str, choice: bool, seed: int, metric: Tensor | None = None, looked_at: Tensor | None = None
+        self, x: Tensor, bits: int, centre: str, choice: bool, seed: int, metric: Tensor | None = None, looked_at: Tensor | None = None,
+        scale: str | None = None,
     ) -> tuple[Tensor, int]:
         """[heads, tokens, dim] and bytes of one head."""
         heads, tokens, dim = x.shape
@@ -96,10 +100,11 @@ class Sketch:
         else:
             find = _page_median if self.median else _page_centre
             c = torch.cat([_stored_centre(find(part, choice)).expand_as(part) for part in y.split(self.page, dim=1)], 1)
-        return _rotate_back(self._code(y, c, choice and centre != "none", bits, metric, looked_at), self.rotation, seed), nbytes
+        return _rotate_back(self._code(y, c, choice and centre != "none", bits, metric, looked_at, scale), self.rotation, seed), nbytes
 
     def _code(
-        self, y: Tensor, centre: Tensor, choice: bool, bits: int, metric: Tensor | None = None, looked_at: Tensor | None = None
+        self, y: Tensor, centre: Tensor, choice: bool, bits: int, metric: Tensor | None = None, looked_at: Tensor | None = None,
+        scale: str | None = None,
     ) -> Tensor:
         reference = centre.expand_as(y)
         if choice:
@@ -113,7 +118,7 @@ class Sketch:
         along = (codes * u).sum(-1, keepdim=True)
         stored = {
             "norm": norm / squared.sqrt(), "plain": norm, "least squares": along / squared, "unbiased": norm.square() / along,
-        }[self.scale]  # fmt: skip
+        }[scale or self.scale]  # fmt: skip
         stored = stored.half().float()
         if metric is not None:
             codes = feedback.codes(u, stored, metric, *(x.to(u.device) for x in _codebook(u.shape[-1], bits)))

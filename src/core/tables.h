@@ -30,6 +30,8 @@ struct CodeTable {
   // neighbouring magnitudes, where the largest coordinate is meant to be `top` times the largest magnitude,
   // and where a parabola passes that GPUs compute instead (cuda/encode/curve.cuh).
   std::uint8_t thresholds[kMaxCandidates][kMaxMagnitudes - 1];
+  // The stored scale makes the codes' part along the vector as long as the vector, not the codes (rule 6).
+  bool unbiased = false;
 };
 
 static inline constexpr int index_of(const CodeTable& table, int candidate, int level) {
@@ -61,11 +63,18 @@ static constexpr CodeTable kEither3{
     6, {{59, 127, 207}, {55, 116, 188}, {50, 106, 172}, {46, 98, 160}, {43, 91, 148}, {39, 82, 133}}};
 static constexpr CodeTable kEither2{2, 2, 1, {37, 123}, 6, {{123}, {108}, {95}, {86}, {78}, {67}}};
 
+static inline constexpr CodeTable unbiased(CodeTable table) {
+  table.unbiased = true;
+  return table;
+}
+// Sums of many values keep what their errors have in common: that they are short.
+static constexpr CodeTable kValue3 = unbiased(kEither3), kValue2 = unbiased(kEither2);
+
 static inline constexpr const CodeTable& key_table(int bits) {
   return bits == 4 ? kKey4 : bits == 3 ? kEither3 : kEither2;
 }
 static inline constexpr const CodeTable& value_table(int bits) {
-  return bits == 4 ? kValue4 : bits == 3 ? kEither3 : kEither2;
+  return bits == 4 ? kValue4 : bits == 3 ? kValue3 : kValue2;
 }
 
 // A stored scale is 64 times the norm over the norm of the codes (in steps).

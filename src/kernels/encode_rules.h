@@ -43,7 +43,8 @@
 //     Then g_f -= D M_ef for all f. B is that of the new magnitudes.
 //  6. The stored scale is ((m / f) fp32(1 / sqrt(d))) (64 half_steps / 255) sqrt(N / B), N = sum level_e^2,
 //  as
-//     fp16, clamped to 65504.
+//     fp16, clamped to 65504. Of values of 3 and 2 bits it is not N / B but (N N) / (A A), each product and
+//     the quotient rounded: <x, codes> is then |x|^2, where else |codes| is |x|.
 //  7. The fringe gets H x, this time in fp32, times fp32(1 / sqrt(d)) as clamped fp16, every NaN as 0x7e00
 //     (machines differ in the sign of inf - inf).
 namespace turboquant::kernels {

@@ -76,11 +76,11 @@ inline void search(const float* u, float largest, float factor, int d, const cor
       out.codes[e] =
           static_cast<std::uint8_t>(code[e] + (core::bits_of_float(u[e]) >> 31 != 0 ? kBoundaries + 1 : 0));
   }
-  if (metric != nullptr)
-    best_b = flip_codes(metric, level, d, table, static_cast<float>(sum_n), best_b, out.codes);
+  const auto n = static_cast<float>(sum_n);
+  if (metric != nullptr) best_b = flip_codes(metric, level, d, table, n, best_b, out.codes);
   out.scale =
       core::float_to_half_clamped(largest * (1.0f / factor) * one_over_root_of(d) * core::scale_unit(table) *
-                                  std::sqrt(static_cast<float>(sum_n) / best_b));
+                                  std::sqrt(table.unbiased ? n * n / best_a : n / best_b));
 }
 
 // metric [d, d] or null.

@@ -87,8 +87,9 @@ void encode_vector(const float* u, float factor, int d, const CodeTable& table, 
       out.codes[e] = static_cast<std::uint8_t>(index[e] | (std::signbit(u[e]) ? table.magnitude_count : 0));
   }
   if (metric != nullptr) best_b = flip_codes(metric, level, d, table, n, best_b, out.codes);
-  out.scale = core::float_to_half_clamped(m * (1.0f / factor) * one_over_root_of(d) *
-                                          core::scale_unit(table) * std::sqrt(n / best_b));
+  out.scale =
+      core::float_to_half_clamped(m * (1.0f / factor) * one_over_root_of(d) * core::scale_unit(table) *
+                                  std::sqrt(table.unbiased ? n * n / best_a : n / best_b));
 }
 
 // A centre as its page stores it, next to keys that are not yet over sqrt(d).

@@ -58,6 +58,7 @@ struct Coder {
   Candidate of[core::kMaxCandidates];
   float unit;  // core::scale_unit()
   int candidates, bits;
+  bool unbiased;
 };
 constexpr Coder make_coder(const core::CodeTable& table, const Curves& curves) {
   Coder out{};
@@ -76,6 +77,7 @@ constexpr Coder make_coder(const core::CodeTable& table, const Curves& curves) {
   out.unit = core::scale_unit(table);
   out.candidates = table.candidates;
   out.bits = table.bits;
+  out.unbiased = table.unbiased;
   return out;
 }
 

@@ -87,7 +87,9 @@ __device__ inline Coded<C> search(const float (&u)[C], float largest, float fact
   }
   const float unit =
       __fmul_rn(__fmul_rn(__fmul_rn(largest, one_over_power(factor)), call.rotation_scale), coder.unit);
-  out.scale = half_bits_clamped(__fmul_rn(unit, __fsqrt_rn(__fdiv_rn(__uint2float_rn(sum_n), best.b))));
+  const float n = __uint2float_rn(sum_n);
+  const float squared = coder.unbiased ? __fdiv_rn(__fmul_rn(n, n), best.aa) : __fdiv_rn(n, best.b);
+  out.scale = half_bits_clamped(__fmul_rn(unit, __fsqrt_rn(squared)));
   return out;
 }
 

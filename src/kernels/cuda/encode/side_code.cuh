@@ -101,7 +101,9 @@ __device__ inline SideCodes code_side(SideVector& u, float m, Rotated scaled, fl
   }
 
   const float unit = __fmul_rn(__fmul_rn(m, rotation_scale), coder.unit);
-  const float root = square_root(divide_normal(__uint2float_rn(sum_n), best.b));
+  const float n = __uint2float_rn(sum_n);
+  const float root =
+      square_root(coder.unbiased ? divide_normal(__fmul_rn(n, n), best.aa) : divide_normal(n, best.b));
   out.scale = has_codes ? half_bits_clamped(__fmul_rn(unit, root)) : scaled.finite ? 0u : kNanScale;
   return out;
 }
