@@ -92,6 +92,47 @@ TEST(Attend, AgreesOnABatchOfManyShortSequences) {
   expect_attend(shape, {history}, std::vector<int>(200, 1), "200 sequences", DType::kBF16);
 }
 
+// With 64 KV heads an H100 has two blocks a head, and two of their warps have a sequence between them.
+TEST(Attend, AgreesOnAsManyEqualSequencesAsThereAreHalvesOfBlocks) {
+  for (const int group : {1, 3, 4})
+    for (const int fringe : {0, 28}) {
+      Shape shape;
+      shape.format = {128, 4, 4};
+      shape.kv_heads = 64;
+      shape.group = group;
+      shape.sequences = 8;
+      shape.max_pages = 5;
+      shape.fringe_first = fringe > 0 ? 4 : 0;
+      shape.fringe_recent = fringe;
+      expect_attend(shape, {std::vector<int>(8, 250)}, std::vector<int>(8, 1),
+                    std::to_string(group) + " heads, fringe " + std::to_string(fringe), DType::kBF16);
+    }
+}
+
+// Rows of queries that no vector load may touch: a slice of something.
+TEST(Attend, ReadsQueriesAtAnyAddress) {
+  for (const int d : {64, 128, 256})
+    for (const int queries : {1, 2}) {
+      Shape shape;
+      shape.format = {d, 4, 4};
+      shape.group = 4;
+      World world(shape);
+      world.append(kernels::kReference, world.random_call({130, 5}));
+      DeviceWorld device(world);
+      const World::Call call = world.random_call({queries, 1});
+      const DeviceCall there(call, DType::kBF16);
+      std::vector<std::uint8_t> bytes = to_bytes(DType::kBF16, call.query);
+      bytes.insert(bytes.begin(), {0xff, 0xff});
+      const DeviceArray<std::uint8_t> shifted(bytes);
+      AttendArgs a = device.attend_args(there);
+      a.query.data = shifted.data() + 2;
+      device.set_workspace(a);
+      const DeviceAttended got = device.outputs(a, DType::kBF16);
+      ASSERT_TRUE(attend(a, device.context()).ok());
+      EXPECT_EQ(got.out.download(), attend_on_device(device, there).out.download()) << d << ", " << queries;
+    }
+}
+
 TEST(Attend, AgreesOnThousandsOfSequences) {
   for (const int sequences : {1024, 4100}) {
     Shape shape;

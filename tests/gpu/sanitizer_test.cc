@@ -49,6 +49,14 @@ TEST(Sanitizer, AttendWithSplitsWindowsAndSinks) {
   }
 }
 
+// Two warps of an H100 finish a sequence together.
+TEST(Sanitizer, AttendByPairsOfWarps) {
+  Shape shape = small(128, 4, 4, 0);
+  shape.kv_heads = 64;
+  shape.sequences = 8;
+  expect_attend(shape, {std::vector<int>(8, 128)}, std::vector<int>(8, 1), "8 sequences", DType::kBF16);
+}
+
 TEST(Sanitizer, StepsAtEveryFastHeadDim) {
   for (const int d : {64, 80, 96, 128, 192, 256})
     for (const int sequences : {2, 9}) {

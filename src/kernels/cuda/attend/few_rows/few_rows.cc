@@ -61,6 +61,9 @@ int short_ctas(const Plan& plan, int kv_heads, int sequences, int sm_count) {
   return sequences > 1 || plan.config.split > 1 || few ? plan.ctas_per_head : spared;
 }
 
+// Units of a stream, up to which one more is what counts: bandwidth is not yet all that does.
+inline constexpr int kWholeUnits = 4;
+
 // stages is 0 where not even one slot a stream fits.
 Plan make_plan(const PageFormat& format, const Config& config, int kv_heads, int sequences,
                const DeviceLimits& limits) {
@@ -170,6 +173,7 @@ Status attend(const AttendArgs& a, int most_rows, const Context& context, Then t
   p.short_ctas = plan.short_ctas;
   p.short_inverse = 1.0 / plan.short_ctas;
   p.short_units = plan.short_ctas < plan.ctas_per_head ? plan.ctas_per_head * kShortUnits : 0;
+  p.whole_units = plan.ctas_per_head * plan.footprint.streams * kWholeUnits;
   p.stages = plan.stages;
   // Of few sequences, the last launch's CTAs would wait behind these bytes for each other's parts.
   p.prefetched = a.sequences.count < kFewSequences ? 0 : 2;

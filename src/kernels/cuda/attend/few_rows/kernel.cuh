@@ -2,7 +2,7 @@
 #pragma once
 
 #include "kernels/cuda/attend/few_rows/append.cuh"
-#include "kernels/cuda/attend/few_rows/merge.cuh"
+#include "kernels/cuda/attend/few_rows/pair.cuh"
 #include "kernels/cuda/attend/few_rows/ring.cuh"
 #include "kernels/cuda/attend/few_rows/wide/finish.cuh"
 
@@ -16,7 +16,8 @@
 //   scores.cuh    codes x queries          finish.cuh   sums to outputs
 //   rotate.cuh    the rotation itself      own.cuh      the call's own tokens
 //   merge.cuh     parts of several warps   append.cuh   the same tokens into pages
-//   mail.cuh      parts from CTA to CTA    wide/        the same for 16 and 32 rows
+//   mail.cuh      parts from CTA to CTA    pair.cuh     or of two
+//   wide/         the same for 16 and 32 rows
 // clang-format on
 //
 // A CTA of 8 warps an SM, and two more where it appends. Each stream (a warp, or several that share pages)
@@ -93,8 +94,9 @@ __global__ void __launch_bounds__(S::kRegisterWarps * 32) few_rows_kernel(const 
 
   const int units = sums[p.a.sequences.count];
   const bool is_short = units <= p.short_units;
-  const Ranges ctas(units, is_short ? p.short_ctas : p.ctas_per_head,
-                    is_short ? p.short_inverse : p.cta_inverse);
+  Ranges ctas(units, is_short ? p.short_ctas : p.ctas_per_head, is_short ? p.short_inverse : p.cta_inverse);
+  // All streams take as long as those that have the most. The last CTA, which merges, may have fewer.
+  if (S::kSplit > 1 && p.a.sequences.count == 1 && units <= p.whole_units) ctas.fill<S::kStreams>();
   // Others have units, and wait for the previous kernel, so that the next one still comes after it.
   if (is_short && index >= p.short_ctas && units > 0) return;
   const int cta_begin = min(ctas.begin(index), units), cta_end = min(ctas.begin(index + 1), units);
@@ -137,9 +139,10 @@ __global__ void __launch_bounds__(S::kRegisterWarps * 32) few_rows_kernel(const 
     Queries<S> queries;
     queries.shared = reinterpret_cast<uint4*>(queries_shared + team.slot * S::kQueryBytes);
     queries.see(p, sequence, first_row);
-    const bool loads = S::kWide || team.member < S::kSplit;
+    const int makers = team.makers<S>(), rows_each = kTileRows / makers;
+    const bool loads = S::kWide || team.member < makers;
     std::int64_t at[S::kQueryRows];
-    find_rows<S>(p, sequence, first_row + (loads ? team.member * S::kQueryRows : 0), kv_head, at);
+    find_rows<S>(p, sequence, first_row + (loads ? team.member * rows_each : 0), kv_head, at, rows_each);
     running.clear();
     if (first && p.a.settled) {
       const int tile = S::kWide ? stream % (S::kRows / kTileRows) : 0;  // most likely
@@ -149,7 +152,7 @@ __global__ void __launch_bounds__(S::kRegisterWarps * 32) few_rows_kernel(const 
     }
     if (idle && !S::kTeams) break;
     if (!first && S::kSplit > 1) stream_sync<S>();  // both have taken the last queries
-    RawRows<S::kDim, S::kQueryRows> rows;
+    GivenRows<S> rows;
     if (loads) rows.load(p.a.query, at);
 #pragma unroll 1
     for (; ahead > 0; --ahead) ring.issue();
@@ -172,9 +175,17 @@ __global__ void __launch_bounds__(S::kRegisterWarps * 32) few_rows_kernel(const 
       }
       ring.release(k >= pages);
     }
-    if (segment.begin >= ring.begin && segment.end <= ring.end)
-      finish_alone<S>(p, {sequence.first_token, sequence.tokens * p.group, sequence.length, sequence.start},
-                      first_row, kv_head, in_stream, signs + S::kDim, staged, running);
+    const Ending ending{sequence.first_token, sequence.tokens * p.group, sequence.length, sequence.start};
+    const bool begins = segment.begin >= ring.begin, ends = segment.end <= ring.end;
+    if constexpr (kPairs<S>) {
+      const int first_stream = begins ? stream : stream - 1;
+      if (begins != ends && is_pair<S>(cta, segment, first_stream)) {
+        finish_pair<S>(cta, ending, first_row, first_stream, stream - first_stream, running);
+        continue;
+      }
+    }
+    if (begins && ends)
+      finish_alone<S>(p, ending, first_row, kv_head, in_stream, signs + S::kDim, staged, running);
     else if (segment.end < ring.end) store_part<S>(p, running, in_tile, cta.first_part(stream, in_part));
     else keeps_part = true;
   }

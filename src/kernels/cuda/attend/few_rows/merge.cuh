@@ -70,6 +70,18 @@ struct Cta {
   }
 };
 
+// Whether streams `first` and the next one do a segment alone that begins in the first, and end with it. They
+// finish it before the merge (pair.cuh).
+template <class S>
+inline constexpr bool kPairs = false;
+template <Narrow S>
+inline constexpr bool kPairs<S> = S::kSplit == 1 && S::kTiles == 1;
+template <class S>
+__device__ __forceinline__ bool is_pair(const Cta<S>& cta, const Segment& segment, int first) {
+  return kPairs<S> && first >= 0 && first + 1 < S::kStreams && segment.begin >= cta.stream_begin(first) &&
+         segment.end == cta.stream_begin(first + 2);
+}
+
 // A stream has come to a segment of its sequence: notes what the merge will ask.
 template <class S>
 __device__ __forceinline__ void note_segment(const Cta<S>& cta, const Segment& segment,
@@ -78,6 +90,7 @@ __device__ __forceinline__ void note_segment(const Cta<S>& cta, const Segment& s
   const int stream_end = cta.stream_begin(stream + 1);
   if (earlier_cta ? stream > 0 : segment.begin < cta.stream_begin(stream) || segment.end <= stream_end)
     return;
+  if (!earlier_cta && is_pair<S>(cta, segment, stream)) return;
   const int to = min(segment.end, cta.end);
   const int after = __popc(__ballot_sync(~0u, lane < S::kStreams && cta.stream_begin(lane) < to));
   const int rows = sequence.tokens * cta.p.group, first_row = segment.tile * S::kTileTotal;

@@ -24,6 +24,7 @@ struct Params {
   int short_ctas = 1;  // that share the units where these are at most short_units: the others end at once
   double short_inverse = 1;
   int short_units = 0;
+  int whole_units = 0;    // of a single sequence, up to which CTAs' shares are whole units a stream
   int stages = 1;         // slots of a stream's ring
   int prefetched = 0;     // units of a stream, at most, that are brought into the L2 behind its first one
   int slot_bytes = 0;     // of the ring: a page, or 16 fringe tokens

@@ -58,18 +58,31 @@ struct Queries<S> {
 // Four 16-bit integers, each with 128 added so that its high byte is rounded: the bytes this lane's column
 // holds.
 __device__ __forceinline__ std::uint32_t query_bytes(uint2 shifted, bool low) {
-  return low ? prmt(shifted.x, shifted.y, 0x6420) ^ 0x80808080u : prmt(shifted.x, shifted.y, 0x7531);
+  return prmt(shifted.x, shifted.y, low ? 0x6420 : 0x7531) ^ (low ? 0x80808080u : 0u);
 }
 
-// Where the rows of a tile that a warp rotates begin. The first tile's are asked for before the pages: behind
-// them they would wait for all of their bytes.
+// A tile's rows as they are given, where a warp rotates them.
+template <class S>
+struct GivenRowsOf {
+  using Type = RawRows<S::kDim, S::kQueryRows>;
+};
+template <Narrow S>
+requires(S::kAdjacent) struct GivenRowsOf<S> {
+  using Type = AdjacentRows<S::kDim, S::kQueryRows>;
+};
+template <class S>
+using GivenRows = typename GivenRowsOf<S>::Type;
+
+// Where the `rows` rows of a tile that a warp rotates begin. The first tile's are asked for before the pages:
+// behind them they would wait for all of their bytes.
 template <class S>
 __device__ __forceinline__ void find_rows(const Params& p, const Sequence& sequence, int first_row,
-                                          int kv_head, std::int64_t (&at)[S::kQueryRows]) {
+                                          int kv_head, std::int64_t (&at)[S::kQueryRows],
+                                          int rows = S::kQueryRows) {
 #pragma unroll
   for (int r = 0; r < S::kQueryRows; ++r) {
     const int row = first_row + r, token = divide(row, p.group_inverse);
-    at[r] = row < sequence.tokens * p.group
+    at[r] = r < rows && row < sequence.tokens * p.group
                 ? row_at(p.a.query, sequence.first_token + token, kv_head * p.group + row - token * p.group)
                 : -1;
   }
@@ -107,37 +120,56 @@ struct RoundedRows {
   __device__ float& largest(int r) const { return *reinterpret_cast<float*>(row(r) + S::kDim); }
 };
 
-// Rotates and rounds rows of a tile, from first_row on. signs: of the head, in shared memory.
-template <Narrow S>
-__device__ __forceinline__ void round_rows(const Params& p, const RawRows<S::kDim, S::kQueryRows>& raw,
-                                           int first_row, const float* signs, float* scratch, float* staged) {
-  constexpr int kRows = S::kQueryRows;
+// Rotates and rounds the first kRows of the rows that are given, rows of a tile from first_row on. signs: of
+// the head, in shared memory.
+template <int kRows, Narrow S>
+__device__ __forceinline__ void round_rows(const Params& p, const GivenRows<S>& given, int first_row,
+                                           const float* signs, float* scratch, float* staged) {
+  constexpr int kN = kEach<S::kDim>;
   const int lane = static_cast<int>(threadIdx.x & 31);
-  float signs_here[kEach<S::kDim>];
-  load_signs<S::kDim>(signs, signs_here);
+  float signs_here[kN];
+  if constexpr (S::kAdjacent) load_lane<S::kDim>(signs, signs_here);
+  else load_signs<S::kDim>(signs, signs_here);
   RowsInLanes<S::kDim, kRows> x;
 #pragma unroll
   for (int r = 0; r < kRows; ++r)
 #pragma unroll
-    for (int i = 0; i < kEach<S::kDim>; ++i)
-      x[r][i] = raw.get(p.a.query.dtype == DType::kF16, r, i) * signs_here[i];
-  hadamard<S::kDim, kRows, false>(x, p.a.basis.base_matrix, scratch, S::kStride);
+    for (int i = 0; i < kN; ++i) x[r][i] = given.get(p.a.query.dtype == DType::kF16, r, i) * signs_here[i];
+  if constexpr (S::kAdjacent) hadamard_adjacent<S::kDim, kRows>(x);
+  else hadamard<S::kDim, kRows, false>(x, p.a.basis.base_matrix, scratch, S::kStride);
   const RoundedRows<S> out{reinterpret_cast<std::int16_t*>(staged)};
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     std::uint32_t bits = 0;  // as bits, so that a NaN is the largest
 #pragma unroll
-    for (int i = 0; i < kEach<S::kDim>; ++i)
+    for (int i = 0; i < kN; ++i)
       if (has<S::kDim>(i)) bits = max(bits, __float_as_uint(x[r][i]) & 0x7fffffffu);
     const float largest = __uint_as_float(__reduce_max_sync(~0u, bits));
     if (lane == 0) out.largest(first_row + r) = largest;
     const float to_integer = __fdividef(32639.0f, fmaxf(largest, 1e-30f));
+    std::int16_t *plus = out.row(first_row + r), *minus = out.minus_row(first_row + r);
+    int integers[kN];
 #pragma unroll
-    for (int i = 0; i < kEach<S::kDim>; ++i) {
-      if (!has<S::kDim>(i)) continue;
-      const int integer = __float2int_rn(x[r][i] * to_integer);
-      out.row(first_row + r)[lane + 32 * i] = static_cast<std::int16_t>(128 + integer);
-      out.minus_row(first_row + r)[lane + 32 * i] = static_cast<std::int16_t>(128 - integer);
+    for (int i = 0; i < kN; ++i) integers[i] = __float2int_rn(x[r][i] * to_integer);
+    if constexpr (S::kAdjacent) {
+      const auto pair = [](int low, int high) {
+        return prmt(static_cast<std::uint32_t>(low), static_cast<std::uint32_t>(high), 0x5410);
+      };
+      std::uint32_t words[kN / 2], negated[kN / 2];
+#pragma unroll
+      for (int i = 0; i < kN / 2; ++i) {
+        words[i] = pair(128 + integers[2 * i], 128 + integers[2 * i + 1]);
+        negated[i] = pair(128 - integers[2 * i], 128 - integers[2 * i + 1]);
+      }
+      store_words_at(reinterpret_cast<std::uint32_t*>(plus) + lane * (kN / 2), words);
+      store_words_at(reinterpret_cast<std::uint32_t*>(minus) + lane * (kN / 2), negated);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kN; ++i) {
+        if (!has<S::kDim>(i)) continue;
+        plus[lane + 32 * i] = static_cast<std::int16_t>(128 + integers[i]);
+        minus[lane + 32 * i] = static_cast<std::int16_t>(128 - integers[i]);
+      }
     }
   }
 }
@@ -157,28 +189,34 @@ __device__ __forceinline__ void take_tile(const Params& p, int tile, const float
   out.unit[tile] = rows.largest(q) * (p.query_unit / 32639.0f);
 }
 
-// Makes a warp's queries, by tiles through its staged rows; first_row: of the sequence. raw: the first tile.
-// A team's first kSplit members do it for all.
+// Makes a warp's queries, by tiles through its staged rows; first_row: of the sequence. given: the first
+// tile. A team's first members do it for all.
 template <Narrow S>
 __device__ __forceinline__ void make_queries(const Params& p, const Sequence& sequence, int first_row,
-                                             int kv_head, const Team& team,
-                                             RawRows<S::kDim, S::kQueryRows>& raw, const float* signs,
-                                             float* staged, Queries<S>& out) {
-  const int warp = static_cast<int>(threadIdx.x >> 5);
+                                             int kv_head, const Team& team, GivenRows<S>& given,
+                                             const float* signs, float* staged, Queries<S>& out) {
+  const int warp = static_cast<int>(threadIdx.x >> 5), makers = team.makers<S>();
 #pragma unroll
   for (int tile = 0; tile < S::kTiles; ++tile) {
     if (tile > 0) {
       __syncwarp();
       std::int64_t at[S::kQueryRows];
       find_rows<S>(p, sequence, first_row + tile * kTileRows, kv_head, at);
-      raw.load(p.a.query, at);
+      given.load(p.a.query, at);
     }
     float* at = staged + (team.slot - warp) * kTileRows * S::kStride;
-    if (team.member < S::kSplit) {
-      const int first = team.member * S::kQueryRows;
-      // Two warps that rotate at once do it where the second one's rows are staged.
+    if (team.member < makers) {
+      const int first = team.member * (kTileRows / makers);
+      // Where it goes through memory, two warps that rotate at once do it where the second one's rows are
+      // staged.
       float* scratch = S::kSplit == 1 ? staged : at + (kTileRows + first) * S::kStride;
-      round_rows<S>(p, raw, first, signs, scratch, at);
+      if constexpr (!S::kSpreads) {
+        round_rows<S::kQueryRows, S>(p, given, first, signs, scratch, at);
+      } else {
+        if (makers == 4) round_rows<1, S>(p, given, first, signs, scratch, at);
+        else if (S::kSplit == 2 || makers == 2) round_rows<2, S>(p, given, first, signs, scratch, at);
+        else if constexpr (S::kSplit == 1) round_rows<4, S>(p, given, first, signs, scratch, at);
+      }
     }
     team.sync<S>();
     take_tile<S>(p, tile, at, out);

@@ -100,6 +100,87 @@ struct RawRows {
   }
 };
 
+// Of a head size that is a power of 2, a row may also lie in a warp so that a lane has kEach adjacent
+// coordinates: one load or store each. The stages of the rotation are the same, in another order.
+constexpr bool rotates_adjacent(int dim) {
+  return hadamard_base(dim) == 1 && dim % 64 == 0;
+}
+
+template <int kDim, int kRows>
+__device__ void hadamard_adjacent(RowsInLanes<kDim, kRows>& x) {
+  constexpr int kN = kEach<kDim>, kUnroll = kRows <= 2 ? 5 : 1;  // as above
+  const int lane = static_cast<int>(threadIdx.x & 31);
+#pragma unroll
+  for (int h = 1; h < kN; h *= 2) {
+#pragma unroll
+    for (int i = 0; i < kN; ++i) {
+      if ((i & h) != 0) continue;
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        const float u = x[r][i], v = x[r][i + h];
+        x[r][i] = u + v;
+        x[r][i + h] = u - v;
+      }
+    }
+  }
+#pragma unroll kUnroll
+  for (int h = 1; h < 32; h *= 2) {
+    const float sign = (lane & h) != 0 ? -1.0f : 1.0f;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r)
+#pragma unroll
+      for (int i = 0; i < kN; ++i) x[r][i] = fmaf(x[r][i], sign, __shfl_xor_sync(~0u, x[r][i], h));
+  }
+}
+
+// kN words of this lane, in memory that is aligned to all of them.
+template <int kN>
+__device__ __forceinline__ void load_words_at(const std::uint32_t* from, std::uint32_t (&x)[kN]) {
+  if constexpr (kN == 4) {
+    const uint4 v = *reinterpret_cast<const uint4*>(from);
+    x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
+  } else if constexpr (kN == 2) {
+    const uint2 v = *reinterpret_cast<const uint2*>(from);
+    x[0] = v.x, x[1] = v.y;
+  } else {
+    x[0] = *from;
+  }
+}
+template <int kN>
+__device__ __forceinline__ void store_words_at(std::uint32_t* to, const std::uint32_t (&x)[kN]) {
+  if constexpr (kN == 4) *reinterpret_cast<uint4*>(to) = {x[0], x[1], x[2], x[3]};
+  else if constexpr (kN == 2) *reinterpret_cast<uint2*>(to) = {x[0], x[1]};
+  else *to = x[0];
+}
+
+// As RawRows.
+template <int kDim, int kRows>
+struct AdjacentRows {
+  static constexpr int kWords = kEach<kDim> / 2;
+  std::uint32_t words[kRows][kWords];
+
+  __device__ __forceinline__ void load(const Rows& from, const std::int64_t (&at)[kRows]) {
+    const auto* data = static_cast<const unsigned short*>(from.data) + (threadIdx.x & 31) * kEach<kDim>;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int i = 0; i < kWords; ++i) words[r][i] = 0;
+      if (at[r] < 0) continue;
+      const unsigned short* row = data + at[r];
+      if (reinterpret_cast<std::uintptr_t>(row) % (4 * kWords) == 0) {
+        load_words_at(reinterpret_cast<const std::uint32_t*>(row), words[r]);
+      } else {  // a part of something
+#pragma unroll
+        for (int i = 0; i < kWords; ++i)
+          words[r][i] = row[2 * i] | static_cast<std::uint32_t>(row[2 * i + 1]) << 16;
+      }
+    }
+  }
+  __device__ __forceinline__ float get(bool is_half, int r, int i) const {
+    return from_16_bits(is_half, static_cast<unsigned short>(words[r][i / 2] >> (16 * (i % 2))));
+  }
+};
+
 // A head's signs, in shared memory, by lane.
 template <int kDim>
 __device__ __forceinline__ void load_signs(const float* signs, float (&x)[kEach<kDim>]) {

@@ -55,6 +55,13 @@ struct Ranges {
     each = static_cast<int>((total + 0.5) * inverse);
     longer = total - each * parts;
   }
+  // Parts of a multiple of kUnits units, as large as the largest is now, rounded up: the last ones are left
+  // with less, or nothing.
+  template <int kUnits>
+  __device__ void fill() {
+    each = (each + (longer > 0 ? 1 : 0) + kUnits - 1) / kUnits * kUnits;
+    longer = 0;
+  }
   __device__ int begin(int part) const { return part * each + min(part, longer); }
   // A unit's part. Integer divisions would take longer than what they are for.
   __device__ int part_of(int unit) const {
@@ -109,18 +116,21 @@ __device__ __forceinline__ Segment segment_of(const Params& p, const int* sums, 
   return {low, tile, begin, begin + units};
 }
 
-// All warps of a stream. The barriers' numbers are constants so that tools can follow them.
+// Two warps meet; four such meetings are apart. The barriers' numbers are constants so that tools can follow
+// them.
+__device__ __forceinline__ void meet(int which) {
+  if (which == 0) asm volatile("bar.sync 1, 64;" ::: "memory");
+  else if (which == 1) asm volatile("bar.sync 2, 64;" ::: "memory");
+  else if (which == 2) asm volatile("bar.sync 3, 64;" ::: "memory");
+  else asm volatile("bar.sync 4, 64;" ::: "memory");
+}
+
+// All warps of a stream.
 template <class S>
 __device__ __forceinline__ void stream_sync() {
-  if constexpr (S::kSharing == 1) {
-    __syncwarp();
-  } else {
-    const int stream = static_cast<int>(threadIdx.x >> 5) / S::kSharing;
-    if (stream == 0) asm volatile("bar.sync 1, %0;" ::"n"(32 * S::kSharing) : "memory");
-    else if (stream == 1) asm volatile("bar.sync 2, %0;" ::"n"(32 * S::kSharing) : "memory");
-    else if (stream == 2) asm volatile("bar.sync 3, %0;" ::"n"(32 * S::kSharing) : "memory");
-    else asm volatile("bar.sync 4, %0;" ::"n"(32 * S::kSharing) : "memory");
-  }
+  static_assert(S::kSharing <= 2);
+  if constexpr (S::kSharing == 1) __syncwarp();
+  else meet(static_cast<int>(threadIdx.x >> 5) / S::kSharing);
 }
 
 // All warps that have streams: not those that append.
@@ -140,6 +150,13 @@ struct Team {
     if (all) cta_sync<S>();
     else if constexpr (S::kSplit > 1) stream_sync<S>();
     else __syncwarp();
+  }
+  // Members that rotate its first tile, the same number of rows each.
+  template <class S>
+  __device__ int makers() const {
+    if constexpr (!S::kWide)
+      if constexpr (S::kSpreads) return members >= 4 ? 4 : members >= 2 ? 2 : 1;
+    return S::kSplit;
   }
 };
 inline constexpr int kIdle = 64;  // the number of a warp that has nothing to do: more than there are tiles

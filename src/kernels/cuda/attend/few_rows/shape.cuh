@@ -6,6 +6,7 @@
 #include "core/layout.h"
 #include "core/tables.h"
 #include "kernels/cuda/attend/few_rows/params.h"
+#include "kernels/cuda/attend/few_rows/rotate.cuh"
 
 // The compile-time facts of a few_rows kernel.
 namespace turboquant::kernels::cuda::few_rows {
@@ -35,7 +36,9 @@ struct Shape {
   static constexpr int kRows = kTiles * kTileRows;            // of a warp
   static constexpr int kTileTotal = kRows;                    // of a row tile
   static constexpr int kFinishRows = 1;                       // that a warp merges and finishes at a time
-  static constexpr int kQueryRows = kTileRows / kSplit;       // that a warp rotates at a time
+  static constexpr int kQueryRows = kTileRows / kSplit;       // that a warp rotates at a time, at most
+  static constexpr bool kAdjacent = rotates_adjacent(kDim);   // a lane's coordinates while it does
+  static constexpr bool kSpreads = kTeams && kAdjacent;       // each of a team's warps rotates fewer
   static constexpr int kQueryWords = kDim / 16;  // registers of a query's B operand: 16 coordinates each
   static constexpr int kSums = kDim / 8;         // coordinates of a row a lane sums: 2 of each 16
   static constexpr int kStride = (kDim + 31) / 32 * 32 + 16;  // of staged rows, in floats
