@@ -29,6 +29,12 @@ __device__ inline std::uint32_t permute(std::uint32_t a, std::uint32_t b, std::u
   asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(selector));
   return out;
 }
+// Bits of `a` where `mask` has them, of b elsewhere: one instruction.
+__device__ inline std::uint32_t select_bits(std::uint32_t a, std::uint32_t b, std::uint32_t mask) {
+  std::uint32_t out;
+  asm("lop3.b32 %0, %1, %2, %3, 0xe4;" : "=r"(out) : "r"(a), "r"(b), "r"(mask));
+  return out;
+}
 // Indices of magnitudes as a candidate, each the low byte of its half.
 __device__ inline std::uint32_t indices_of(std::uint32_t levels, const Candidate& candidate) {
   std::uint32_t w;

@@ -46,6 +46,17 @@ struct FlipScale {
   bool has_codes;
 };
 
+// The lane's side of its fetched key, rotated.
+template <DType kType>
+__device__ inline Rotated load_key(const WarpInput& input, SideVector& y) {
+  load_products<kType>(input, y);
+  side_hadamard(y);
+  Rotated out{1.0f, true};
+  if (!__all_sync(~0u, is_unscaled(side_largest(y)))) out = rotate_scaled<kType>(input, y);
+  __syncwarp();
+  return out;
+}
+
 // Fetched rows to errors and ratios of the warp's keys; then the next rows are fetched.
 template <DType kType, class FetchNext>
 __device__ inline FlipScale prepare_errors(const EncodeCall& call, const FlipTask& task, int quarter,
@@ -69,11 +80,13 @@ __device__ inline FlipScale prepare_errors(const EncodeCall& call, const FlipTas
     *reinterpret_cast<uint4*>(&own.codes[kRoundKeys * round + lane / 4][4 * (lane % 4)]) = chunks[round];
 
   SideVector y;
-  float largest;
   wait_for_fetch();
-  Rotated scaled = load_keys<kType>(own.input, largest, y);
+  Rotated scaled = load_key<kType>(own.input, y);
   fetch_next();
-  const Measure measure = take_centre(stored, call.centre_scale, own.centre);
+  float n[4];
+  find_steps(stored, n);
+  const Measure measure = take_centre(stored, n, call.centre_scale, own.centre);
+  find_pairs(n, measure, own.centre);
   const bool present = token >= task.part.begin && token < task.part.end;
   const bool centred = present && scaled.finite && (old_scale & kReferenceIsZero) == 0;
   subtract_centre(y, centred, scaled.factor, measure, own.centre, shared.zeros);

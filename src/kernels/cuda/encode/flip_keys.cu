@@ -45,7 +45,7 @@ __device__ inline void flip_list(const EncodeCall& call, int count, int head, ui
     if (at >= kQuarters * count) return;
     const FlipTask& task = shared.tasks[at / kQuarters];
     fetch(task.keys, call.args.keys.token_stride, call.args.basis.key_signs + head * kPrefillDim, task.part,
-          kWarpVectors * (at % kQuarters), own.input);
+          kWarpVectors * (at % kQuarters) + (this_thread() & 31) / 4, 8, own.input);
   };
   find();
   fetch_rows();

@@ -4,8 +4,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/encode/entry.h"
-#include "kernels/cuda/encode/prefill_keys.cuh"
-#include "kernels/cuda/encode/prefill_values.cuh"
+#include "kernels/cuda/encode/prefill_page.cuh"
 #include "kernels/cuda/launch.h"
 
 namespace turboquant::kernels::cuda {
@@ -18,6 +17,8 @@ __device__ void find_rows(const EncodeCall& call, PrefillTask& task) {
   task.page = page_of(a, task.part, task.part.page, task.head);
   task.keys = static_cast<const std::uint16_t*>(a.keys.data) + row_at(a.keys, first_row, task.head);
   task.values = static_cast<const std::uint16_t*>(a.values.data) + row_at(a.values, first_row, task.head);
+  task.is_whole = task.part.opens && task.part.tokens() == kPageTokens;
+  task.has_own_mean = task.part.opens && task.part.has_own_centre();
 }
 // Task `at` = (slot, head), head first, by one thread.
 __device__ void make_task(const EncodeCall& call, std::int64_t at, std::int64_t count, PrefillTask& task,
@@ -37,44 +38,38 @@ __device__ void make_task(const EncodeCall& call, std::int64_t at, std::int64_t 
   follower.followed = false;  // it is not full
 }
 
-// Every team takes each third of the block's tasks.
+// The first task from `at` on of the team of `at`, for keys: every kTeams-th of the block's is.
+__device__ int find_task(const PrefillShared& shared, int at) {
+  while (at < kTasks && !(shared.tasks[at].exists && shared.tasks[at].leads)) at += kTeams;
+  return at < kTasks ? at : kNoTask;
+}
+__device__ void link_task(PrefillShared& shared, int at) {
+  PrefillTask& task = shared.tasks[at];
+  const int next = find_task(shared, at + kTeams);
+  task.next = task.exists && task.followed ? kTasks + at : next;
+  shared.tasks[kTasks + at].next = next;
+}
+
+// The team's share of the block's keys.
 template <DType kType>
-__device__ void encode_all_keys(const EncodeCall& call, PrefillShared& shared) {
-  int at = this_team().number;
-  PrefillKeys& keys = shared.teams[at].keys;
-  const auto lead = [&] {  // from `at` on
-    while (at < kTasks && !(shared.tasks[at].exists && shared.tasks[at].leads)) at += kTeams;
-    return at < kTasks ? at : kNoTask;
-  };
-  int task = lead();
-  if (task != kNoTask) fetch_keys(call, shared, task);
-  while (task != kNoTask) {
-    int next = kTasks + at;
-    if (!shared.tasks[task].followed) {
-      at += kTeams;
-      next = lead();
-    }
-    shared.begin_turn(task, next);
-    encode_keys<kType>(call, shared, keys);
+__device__ void encode_team_keys(const EncodeCall& call, PrefillShared& shared) {
+  int task = find_task(shared, this_team().number);
+  if (is_for_warp(task != kNoTask)) fetch_keys(call, shared, task);
+  while (is_for_warp(task != kNoTask)) {
+    shared.begin_turn(task, 0, shared.tasks[task].next);
+    encode_keys<kType>(call, shared);
     task = shared.next();
   }
 }
-
+// A warp takes units of the block's values until none is left.
 template <DType kType>
-__device__ void encode_all_values(const EncodeCall& call, PrefillShared& shared) {
-  int at = this_team().number;
-  PrefillValues& values = shared.teams[at].values;
-  const auto existing = [&] {
-    while (at < kTasks && !shared.tasks[at].exists) at += kTeams;
-    return at < kTasks ? at : kNoTask;
-  };
-  int task = existing();
-  if (task != kNoTask) fetch_values(call, shared, task);
-  for (std::uint32_t parity = 0; task != kNoTask; parity ^= 1) {
-    at += kTeams;
-    shared.begin_turn(task, existing());
-    encode_values<kType>(call, shared, parity, values);
-    task = shared.next();
+__device__ void encode_some_values(const EncodeCall& call, PrefillShared& shared) {
+  int unit = shared.take_values();
+  if (is_for_warp(unit != kNoTask)) fetch_values(call, shared, unit);
+  while (is_for_warp(unit != kNoTask)) {
+    shared.begin_turn(unit / kTeamWarps, unit % kTeamWarps, shared.take_values());
+    encode_values<kType>(call, shared);
+    unit = shared.next();
   }
 }
 
@@ -88,20 +83,22 @@ __global__ void __launch_bounds__(kPrefillThreads, 1)
   const int thread = static_cast<int>(threadIdx.x);
 
   if (thread < kSidePairs) shared.zeros[thread] = 0;
+  if (thread < kPageTokens)
+    shared.value_tokens[thread / kWarpVectors][thread % kWarpVectors] = static_cast<std::uint8_t>(
+        value_token(call.args.pages.format.v_bits, thread / kWarpVectors, thread % kWarpVectors));
   wait_for_previous_kernel();
+  let_next_kernel_start();
 
   for (std::int64_t first = blockIdx.x; first < count; first += std::int64_t{kTasks} * gridDim.x) {
     if (thread < kTasks)
       make_task(call, first + std::int64_t{thread} * gridDim.x, count, shared.tasks[thread],
                 shared.tasks[kTasks + thread]);
     __syncthreads();
-    const Team team = this_team();
-#pragma unroll 1
-    for (int turn = 0; turn < 2; ++turn) {
-      if ((turn + team.number) % 2 == 0) encode_all_keys<kType>(call, shared);
-      else encode_all_values<kType>(call, shared);
-      team.group.sync();
-    }
+    if (thread < kTasks) link_task(shared, thread);
+    if (thread == 0) shared.value_units = 0;
+    __syncthreads();
+    encode_team_keys<kType>(call, shared);
+    encode_some_values<kType>(call, shared);
     __syncthreads();
   }
 }
@@ -109,10 +106,8 @@ __global__ void __launch_bounds__(kPrefillThreads, 1)
 // Rule 7 by itself: the few tokens that the fringe keeps, rotated once more, a warp each. Grid: (fringe slots
 // by warp, sequences, 2 kv_heads).
 constexpr int kFringeWarps = 4;
-__global__ void __launch_bounds__(32 * kFringeWarps) encode_fringe(const __grid_constant__ EncodeCall call) {
-  wait_for_previous_kernel();
+__device__ void encode_fringe_slot(const EncodeCall& call, int slot) {
   const EncodeArgs& a = call.args;
-  const int slot = static_cast<int>(blockIdx.x) * kFringeWarps + static_cast<int>(threadIdx.x / 32);
   const int i = static_cast<int>(blockIdx.y), head = static_cast<int>(blockIdx.z / 2);
   const bool is_key = blockIdx.z % 2 == 0;
   const std::int64_t length = a.sequences.lengths[i], start = start_of(a.sequences, i);
@@ -124,6 +119,12 @@ __global__ void __launch_bounds__(32 * kFringeWarps) encode_fringe(const __grid_
       !find_part(a.sequences, i, p / kPageTokens, part))
     return;
   make_fringe<kPrefillDim / 32>(call, part, is_key, head, static_cast<int>(p % kPageTokens), nullptr);
+}
+// Launched behind encode_prefill, which begins it once it has waited itself. Neither reads what the other
+// writes, so blocks run wherever a multiprocessor is done, and wait only before they end.
+__global__ void __launch_bounds__(32 * kFringeWarps) encode_fringe(const __grid_constant__ EncodeCall call) {
+  encode_fringe_slot(call, static_cast<int>(blockIdx.x) * kFringeWarps + static_cast<int>(threadIdx.x / 32));
+  wait_for_previous_kernel();
 }
 
 bool is_aligned(const void* data) {
@@ -148,18 +149,16 @@ Status launch_prefill(const EncodeCall& call, std::int64_t slots, const DeviceLi
                       const Context& context) {
   const Fringe& fringe = call.args.fringe;
   const auto heads = static_cast<unsigned>(call.args.pages.kv_heads);
-  if (fringe.data != nullptr) {
-    const dim3 grid(static_cast<unsigned>((fringe.first + fringe.recent + kFringeWarps - 1) / kFringeWarps),
-                    static_cast<unsigned>(call.args.sequences.count), 2 * heads);
-    const Launch how{"encode", grid, dim3(32 * kFringeWarps), 0, true};
-    if (const Status status = launch(how, context, &encode_fringe, call); !status.ok()) return status;
-  }
   const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(slots * heads, limits.sm_count));
   const Launch how{"encode", dim3(blocks), dim3(kPrefillThreads), sizeof(PrefillShared), true};
-  return launch(
+  const Status status = launch(
       how, context,
       call.args.keys.dtype == DType::kBF16 ? &encode_prefill<DType::kBF16> : &encode_prefill<DType::kF16>,
       call, slots);
+  if (!status.ok() || fringe.data == nullptr) return status;
+  const dim3 grid(static_cast<unsigned>((fringe.first + fringe.recent + kFringeWarps - 1) / kFringeWarps),
+                  static_cast<unsigned>(call.args.sequences.count), 2 * heads);
+  return launch({"encode", grid, dim3(32 * kFringeWarps), 0, true}, context, &encode_fringe, call);
 }
 
 }  // namespace turboquant::kernels::cuda

@@ -3,7 +3,7 @@
 
 #include "kernels/cuda/encode/prefill_centre.cuh"
 
-// The keys of a page by a team: a lane keeps its side of a rotated token in registers.
+// What a page has of keys alone, by a team: their centre, and where codes go.
 namespace turboquant::kernels::cuda {
 
 // The lane's token's codes into K areas (turboquant/format.h).
@@ -40,24 +40,6 @@ __device__ inline void store_key_codes(const SideCodes& codes, int token, const 
         side == 0 ? uint2{top[0], top[1]} : uint2{top[2], top[3]};
 }
 
-__device__ inline void fetch_keys(const EncodeCall& call, PrefillShared& shared, int index) {
-  const PrefillTask& task = shared.tasks[index];
-  fetch(task.keys, call.args.keys.token_stride, call.args.basis.key_signs + task.head * kPrefillDim,
-        task.part, kWarpVectors * this_team().warp, shared.input());
-}
-
-// The lane's side of its key, which has been fetched, rotated, and its largest coordinate.
-template <DType kType>
-__device__ inline Rotated load_keys(const WarpInput& input, float& largest, SideVector& y) {
-#pragma unroll
-  for (int piece = 0; piece < 8; ++piece) {
-    float x[8];
-    unpack_signed<kType>(input, piece, x);
-    pack_side(x, piece, y);
-  }
-  return rotate_packed<kType>(input, largest, y);
-}
-
 // A warp: the rounded centre into its page, and zeros after it.
 __device__ inline void store_centre(const Stored& centre, std::uint8_t* area) {
   const int lane = this_thread() & 31;
@@ -74,12 +56,12 @@ __device__ inline Stored other_centre(const EncodeCall& call, const PrefillTask&
   const PageFormat& format = a.pages.format;
   const Team team = this_team();
   const int lane = this_thread() & 31;
-  if (!part.opens) {
+  if (is_for_warp(!part.opens)) {
     const std::uint8_t* area = task.page + format.centre_offset();
     return {reinterpret_cast<const std::uint32_t*>(area)[lane],
             *reinterpret_cast<const std::uint16_t*>(area + kPrefillDim)};
   }
-  if (!part.has_previous) return {0, 0};
+  if (is_for_warp(!part.has_previous)) return {0, 0};
   Block block{};
   block.group = team.group;
   block.centre = keys.centre;
@@ -88,79 +70,122 @@ __device__ inline Stored other_centre(const EncodeCall& call, const PrefillTask&
   previous_centre<16>(page_of(a, part, part.page - 1, task.head), format, part.previous_begin(), kPrefillDim,
                       block);
   const float4 c = reinterpret_cast<const float4*>(keys.centre)[lane];
-  return round_four({c.x, c.y, c.z, c.w});
+  float n[4];
+  return round_four({c.x, c.y, c.z, c.w}, n);
 }
 
-// A team's keys into its rows. Of a page that takes their mean: their weights, too; what a sum of all weights
-// is worth, over sqrt(d) but for the count; which tokens count.
-struct Mean {
-  float unit;
-  std::uint32_t weight;  // of the lane's token
-  Chosen chosen;
-};
 __device__ inline void keep_row(const Team& team, const SideVector& y, PrefillKeys& keys) {
 #pragma unroll
   for (int j = 0; j < kSidePairs; j += 4)
     *reinterpret_cast<uint4*>(&keys.rows[team.token][kSidePairs * this_side() + j]) =
         uint4{y[j], y[j + 1], y[j + 2], y[j + 3]};
 }
-__device__ inline Mean prepare_mean(const Team& team, bool counts, float factor, PrefillKeys& keys) {
-  const auto twice = [](float x) { return bits_of(__float2half2_rn(x)); };
-  Mean out{64.0f, twice(counts ? weight_of(1.0f, 1.0f) : 0.0f), {}};
-  const bool writes = this_side() == 0;
-  if (writes) keys.weights[team.token] = out.weight;
-  const std::uint32_t least = __reduce_min_sync(~0u, counts ? __float_as_uint(factor) : 0x7f000000u);
-  const bool any = __any_sync(~0u, counts && factor != 1.0f);
-  if ((this_thread() & 31) == 0) keys.factors[team.warp] = least | (any ? 1u : 0u);
-  publish(team, counts, keys.chosen[0]);
-  team.group.sync();
-  const uint4 all = *reinterpret_cast<const uint4*>(keys.factors);
-  if (((all.x | all.y | all.z | all.w) & 1u) != 0) {
-    const float page_least = __uint_as_float(min(min(all.x, all.y), min(all.z, all.w)) & ~1u);
-    out.weight = twice(counts ? weight_of(factor, page_least) : 0.0f);
-    if (writes) keys.weights[team.token] = out.weight;
-    out.unit *= one_over_power(page_least);
-    team.group.sync();
+// Again after all that is done with rows: cheaper than to keep them, in registers where they can be stored by
+// four.
+__device__ inline void take_row(const Team& team, const PrefillKeys& keys, SideVector& y) {
+#pragma unroll
+  for (int j = 0; j < kSidePairs; j += 4) {
+    const uint4 four = *reinterpret_cast<const uint4*>(&keys.rows[team.token][kSidePairs * this_side() + j]);
+    y[j] = four.x;
+    y[j + 1] = four.y;
+    y[j + 2] = four.z;
+    y[j + 3] = four.w;
   }
-  out.chosen = read(keys.chosen[0]);
-  return out;
+}
+// The sum of the rows of a warp's own tokens that are `taken`, by their weights.
+__device__ inline uint2 sum_taken(const Team& team, bool taken, float weight, PrefillKeys& keys) {
+  auto& weights = keys.weights[team.warp];
+  __syncwarp();
+  if (this_side() == 0) weights[team.token % kWarpVectors] = bits_of(__float2half2_rn(taken ? weight : 0.0f));
+  __syncwarp();
+  return sum_of_rows(keys.rows + kWarpVectors * team.warp,
+                     [&](int t) { return *reinterpret_cast<const uint4*>(&weights[t]); });
+}
+// The same of all of them by the weight of a factor of 1.
+__device__ inline uint2 sum_all(const Team& team, const PrefillKeys& keys) {
+  __syncwarp();
+  return sum_of_rows(keys.rows + kWarpVectors * team.warp, [](int) {
+    constexpr std::uint32_t kWeight = 0x24002400u;  // 2^-6
+    return uint4{kWeight, kWeight, kWeight, kWeight};
+  });
 }
 
-// Rules 2 and 3: whether the lane's token is nearer to the page's centre, which is taken up and, where the
-// page is opened, stored.
-__device__ inline bool choose_centre(const EncodeCall& call, const PrefillTask& task, const SideVector& y,
-                                     float largest, Rotated scaled, PrefillKeys& keys, Measure& measure) {
-  const Team team = this_team();
-  const Part& part = task.part;
-  const bool own = part.opens && part.has_own_centre();
-  const bool counts = scaled.finite && team.token >= part.begin && team.token < part.end;
-  keep_row(team, y, keys);
+// The centre that a page's keys are measured from, a lane's coordinates of it in steps, and whether the
+// lane's token is nearer to it than to 0.
+struct Choice {
   Stored stored;
-  Mean mean;
-  if (own) mean = prepare_mean(team, counts, scaled.factor, keys);
-  else stored = other_centre(call, task, keys);
+  float n[4];
+  Measure measure;
   bool nearer;
+};
+// Rules 2 and 3 where a page takes its own keys' mean. A warp adds up its own rows and the team meets once a
+// round. The first round takes all factors to be 1.
+__device__ inline Choice choose_mean(const EncodeCall& call, const Team& team, bool counts, float largest,
+                                     float factor, PrefillKeys& keys) {
+  const bool scaled = __any_sync(~0u, counts && factor != 1.0f), tells = (this_thread() & 31) == 0;
+  float unit = 64.0f, weight = weight_of(1.0f, 1.0f);
+  const bool all_count = __all_sync(~0u, counts);
+  std::uint32_t mine = chosen_of_warp(counts);
+  uint2 sum = all_count ? sum_all(team, keys) : sum_taken(team, counts, weight, keys);
+  Chosen first{};
+  Choice out;
 #pragma unroll 1
   for (int round = 0;; ++round) {
-    if (own) {
-      const auto count = static_cast<float>(mean.chosen.count());
-      const float per_unit =
-          count > 0.0f ? __fmul_rn(mean.unit, divide_normal(call.rotation_scale, count)) : 0.0f;
-      stored = mean_of_rows(team, per_unit, keys);
+    TeamNews& news = keys.news[round];
+    if (tells) {
+      news.chosen[team.warp] = static_cast<std::uint16_t>(mine);
+      news.scaled[team.warp] = static_cast<std::uint16_t>(scaled);
     }
-    measure = take_centre(stored, call.centre_scale, keys.centres[team.warp]);
-    nearer = is_nearer(largest, scaled.factor, measure, team, keys);
-    if (!own || round == 1) break;
-    publish(team, nearer && counts, keys.chosen[1]);
-    if (this_side() == 0) keys.weights[team.token] = nearer ? mean.weight : 0u;
+    keys.sums[round][team.warp][this_thread() & 31] = sum;
     team.group.sync();
-    const Chosen second = read(keys.chosen[1]);
-    if (second == mean.chosen) break;
-    mean.chosen = second;
+    const uint4 told = *reinterpret_cast<const uint4*>(&news);
+    const Chosen all{told.x, told.y};
+    if (round == 1 && is_for_warp(all == first)) break;
+    if (round == 0 && is_for_warp((told.z | told.w) != 0)) {
+      const std::uint32_t least = __reduce_min_sync(~0u, counts ? __float_as_uint(factor) : 0x7f000000u);
+      if (tells) keys.factors[team.warp] = __uint_as_float(least);
+      team.group.sync();
+      const float4 f = *reinterpret_cast<const float4*>(keys.factors);
+      const float page_least = fminf(fminf(f.x, f.y), fminf(f.z, f.w));
+      weight = weight_of(factor, page_least);
+      unit *= one_over_power(page_least);
+      keys.sums[0][team.warp][this_thread() & 31] = sum_taken(team, counts, weight, keys);
+      team.group.sync();
+    }
+    first = all;
+    const auto count = static_cast<float>(all.count());
+    const float per_unit = count > 0.0f ? __fmul_rn(unit, divide_normal(call.rotation_scale, count)) : 0.0f;
+    out.stored = mean_of_sums(keys.sums[round], per_unit, out.n);
+    out.measure = take_centre(out.stored, out.n, call.centre_scale, keys.centres[team.warp]);
+    out.nearer = is_nearer(largest, factor, out.measure, team, keys);
+    if (round == 1) break;
+    mine = chosen_of_warp(out.nearer && counts);
+    sum = sum_taken(team, out.nearer && counts, weight, keys);
   }
-  if (part.opens && team.warp == team.number % kTeamWarps)
-    store_centre(stored, task.page + call.args.pages.format.centre_offset());
-  return nearer;
+  return out;
+}
+// The same of any page. The centre is taken up and, where the page is opened, stored.
+__device__ inline Choice choose_centre(const EncodeCall& call, PrefillShared& shared, float largest,
+                                       Rotated scaled) {
+  const PrefillTask& task = shared.task();
+  const Team team = this_team();
+  const Part& part = task.part;
+  PrefillKeys& keys = shared.keys[team.number];
+  WarpCentre& centre = keys.centres[team.warp];
+  Choice out;
+  if (is_for_warp(task.has_own_mean)) {
+    const bool counts = scaled.finite && team.token >= part.begin && team.token < part.end;
+    out = choose_mean(call, team, counts, largest, scaled.factor, keys);
+  } else {
+    out.stored = other_centre(call, task, keys);
+    find_steps(out.stored, out.n);
+    out.measure = take_centre(out.stored, out.n, call.centre_scale, centre);
+    out.nearer = is_nearer(largest, scaled.factor, out.measure, team, keys);
+  }
+  find_pairs(out.n, out.measure, centre);
+  if (is_for_warp(part.opens && team.warp == team.number % kTeamWarps))
+    store_centre(out.stored, page_of(shared.task()) + centre_area_at(call.args.pages.format));
+  return out;
 }
 
 // y less the centre where the token is `centred`, else less `zeros` [kSidePairs]: a product with 0 or 1 would
@@ -182,34 +207,11 @@ __device__ inline void subtract_centre(SideVector& y, bool centred, float factor
   }
 #pragma unroll
   for (int j = 0; j < kSidePairs; ++j) {
-    const float2 n = __half22float2(as_half2(centre.steps[first + j]));
+    const float2 n = __half22float2(as_half2(centre.steps[j % 4][first / 4 + j / 4]));
     const float low = centre_at(measure.step, n.x, factor), high = centre_at(measure.step, n.y, factor);
     const __half2 c = centred ? __floats2half2_rn(low, high) : as_half2(0);
     y[j] = bits_of(__hsub2_rn(as_half2(y[j]), c));
   }
-}
-
-// The task's keys have been fetched; then the next one's are.
-template <DType kType>
-__device__ inline void encode_keys(const EncodeCall& call, PrefillShared& shared, PrefillKeys& keys) {
-  const PageFormat& format = call.args.pages.format;
-  SideVector y;
-  float largest;
-  wait_for_fetch();
-  const Rotated scaled = load_keys<kType>(shared.input(), largest, y);
-  if (shared.next() != kNoTask) fetch_keys(call, shared, shared.next());
-
-  Measure measure;
-  const bool centred = choose_centre(call, shared.task(), y, largest, scaled, keys, measure) && scaled.finite;
-  const Team team = this_team();
-  subtract_centre(y, centred, scaled.factor, measure, keys.centres[team.warp], shared.zeros);
-
-  SideCodes codes = code_side<KeyOrder>(y, side_largest(y), scaled, call.rotation_scale, call.key_coder);
-  if (!centred && codes.scale != kNanScale) codes.scale |= kReferenceIsZero;
-
-  const PrefillTask& task = shared.task();
-  store_side_scale(task.part, team.token, codes.scale, task.page + format.k_scales_offset());
-  store_key_codes(codes, team.token, task.part, format.k_bits, task.page);
 }
 
 }  // namespace turboquant::kernels::cuda

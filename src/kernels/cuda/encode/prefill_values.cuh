@@ -3,7 +3,7 @@
 
 #include "kernels/cuda/encode/prefill.cuh"
 
-// The values of a page by a team: 16 tokens a warp, then a transpose of nibbles.
+// The codes of a page's values, by the warp that has their tokens: a transpose of nibbles.
 namespace turboquant::kernels::cuda {
 
 // The bytes of four words, transposed: byte k of out[s] is byte s of in[k].
@@ -21,8 +21,8 @@ __device__ inline void transpose_nibbles(std::uint32_t (&words)[8]) {
 #pragma unroll
   for (int m = 0; m < 8; m += 2) {
     const std::uint32_t a = words[m], b = words[m + 1];
-    words[m] = (a & 0x0f0f0f0fu) | (b << 4 & 0xf0f0f0f0u);
-    words[m + 1] = (a >> 4 & 0x0f0f0f0fu) | (b & 0xf0f0f0f0u);
+    words[m] = select_bits(b << 4, a, 0xf0f0f0f0u);
+    words[m + 1] = select_bits(b, a >> 4, 0xf0f0f0f0u);
   }
   // Bytes: byte y of word 2 m + p now belongs to byte m of word 2 y + p.
 #pragma unroll
@@ -35,20 +35,21 @@ __device__ inline void transpose_nibbles(std::uint32_t (&words)[8]) {
   }
 }
 
-// Codes of the page's 64 tokens into its V area. Lane 16 i + 4 q + j of warp `block` of the team makes the
-// words of (i, q) of the coordinates 32 block + 8 j + x: units 4 (4 x + q) + j of the block.
-__device__ inline void store_value_codes(const TokenCodes& codes, const Part& part, int bits,
+// Codes of a warp's tokens into the V area of their page. Lane 16 p + 4 block + j has words of the tokens 8 p
+// .. 8 p + 7 of the warp, of (i, q), and of the coordinates 32 block + 8 j + x, which are units 4 (4 x + q) +
+// j of the block.
+__device__ inline void store_value_codes(const TokenCodes& codes, int quarter, const Part& part, int bits,
                                          std::uint8_t* area) {
-  const int lane = this_thread() & 31, i = lane >> 4, q = lane >> 2 & 3, j = lane & 3,
-            block = this_team().warp;
-  const std::uint32_t* first = &codes[32 * i + 2 * q][4 * block + j];
+  const int lane = this_thread() & 31, p = lane >> 4, block = lane >> 2 & 3, j = lane & 3;
+  const int i = bits == 4 ? quarter / 2 : p, q = bits == 4 ? 2 * (quarter % 2) + p : quarter;
+  const std::uint32_t* first = &codes[p][lane & 15];
   std::uint32_t out[8];
 #pragma unroll
-  for (int m = 0; m < 8; ++m)
-    out[m] = first[(8 * (m & 3) + (m >> 2)) * (sizeof(codes[0]) / sizeof(codes[0][0]))];
+  for (int m = 0; m < 8; ++m) out[m] = first[(2 * (m & 3) + (m >> 2)) * kCodeRow];
   transpose_nibbles(out);
   std::uint32_t valid = ~0u;  // nibbles of tokens that the call has
-  if (!part.opens) {
+  const bool merges = is_for_warp(!part.opens);
+  if (merges) {
     valid = 0;
     for (int m = 0; m < 8; ++m) {
       const int t = 32 * i + 8 * (m & 3) + 2 * q + (m >> 2);
@@ -62,7 +63,7 @@ __device__ inline void store_value_codes(const TokenCodes& codes, const Part& pa
   };
   if (bits == 4) {
     auto* words = reinterpret_cast<std::uint32_t*>(area) + 4 * kPrefillDim * i + unit;
-    if (valid != ~0u) {
+    if (merges) {
 #pragma unroll
       for (int x = 0; x < 8; ++x) out[x] = merged(words[16 * x], out[x], valid);
     }
@@ -80,7 +81,6 @@ __device__ inline void store_value_codes(const TokenCodes& codes, const Part& pa
   const std::uint32_t valid1 = top(valid) | other_side(top(valid));
   auto* words = reinterpret_cast<std::uint32_t*>(area) + unit;
   auto* tops = reinterpret_cast<std::uint16_t*>(area + 16 * kPrefillDim) + unit;
-  const bool merges = valid2 != ~0u;
 #pragma unroll
   for (int x = 0; x < 8; ++x) {
     std::uint32_t low = narrow(out[x]), high = top(out[x]);
@@ -93,72 +93,17 @@ __device__ inline void store_value_codes(const TokenCodes& codes, const Part& pa
   }
 }
 
-__device__ inline void fetch_values(const EncodeCall& call, PrefillShared& shared, int index) {
-  const PrefillTask& task = shared.tasks[index];
-  fetch(task.values, call.args.values.token_stride, call.args.basis.value_signs + task.head * kPrefillDim,
-        task.part, kWarpVectors * this_team().warp, shared.input());
-}
-
-// The lane's side of its value, which has been fetched, rotated, and its largest coordinate. Signs are +1 or
-// -1.
-template <DType kType>
-__device__ inline Rotated load_values(const WarpInput& input, std::uint32_t* flips, float& largest,
-                                      SideVector& y) {
-  const int side = this_side(), row = this_thread() % kWarpVectors, lane = this_thread() & 31;
-  const uint4 signs = *reinterpret_cast<const uint4*>(&input.signs[4 * lane]);
-  constexpr std::uint32_t kSign = 0x80000000u;
-  *reinterpret_cast<uint4*>(&flips[4 * lane]) = {signs.x & kSign, signs.y & kSign, signs.z & kSign,
-                                                 signs.w & kSign};
-  __syncwarp();
-#pragma unroll
-  for (int piece = 0; piece < 8; ++piece) {
-    const uint4 raw = input.raw.rows[row][8 * side + piece];
-    const std::uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
-    float x[8];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const uint4 flip = *reinterpret_cast<const uint4*>(&flips[kSideDim * side + 8 * piece + 4 * half]);
-      const std::uint32_t low = words[2 * half], high = words[2 * half + 1];
-      float* four = x + 4 * half;
-      if (kType == DType::kBF16) {
-        four[0] = __uint_as_float(low * 0x10000u + flip.x);
-        four[1] = __uint_as_float((low & 0xffff0000u) ^ flip.y);
-        four[2] = __uint_as_float(high * 0x10000u + flip.z);
-        four[3] = __uint_as_float((high & 0xffff0000u) ^ flip.w);
-      } else {
-        const float2 a = __half22float2(as_half2(low)), b = __half22float2(as_half2(high));
-        four[0] = __uint_as_float(__float_as_uint(a.x) ^ flip.x);
-        four[1] = __uint_as_float(__float_as_uint(a.y) ^ flip.y);
-        four[2] = __uint_as_float(__float_as_uint(b.x) ^ flip.z);
-        four[3] = __uint_as_float(__float_as_uint(b.y) ^ flip.w);
-      }
-    }
-    pack_side(x, piece, y);
-  }
-  return rotate_packed<kType>(input, largest, y);
-}
-
-// The task's values are being fetched; then the next one's are. `parity` changes from page to page.
-template <DType kType>
-__device__ inline void encode_values(const EncodeCall& call, PrefillShared& shared, std::uint32_t parity,
-                                     PrefillValues& values) {
-  const PageFormat& format = call.args.pages.format;
-  SideVector y;
-  float largest;
-  wait_for_fetch();
-  const Rotated scaled = load_values<kType>(shared.input(), values.flips[this_team().warp], largest, y);
-  if (shared.next() != kNoTask) fetch_values(call, shared, shared.next());
-  const SideCodes codes = code_side<ValueOrder>(y, largest, scaled, call.rotation_scale, call.value_coder);
-  const Team team = this_team();
-  const PrefillTask& task = shared.task();
-  store_side_scale(task.part, team.token, codes.scale, task.page + format.v_scales_offset());
-  std::uint32_t* row = values.codes[parity][team.token] + kSideWords * this_side();
+// The codes of the lane's token, then those of the warp's tokens into their page.
+__device__ inline void store_values(const SideCodes& codes, int quarter, const Part& part, int bits,
+                                    std::uint8_t* area, TokenCodes& warp_codes) {
+  const int vector = this_thread() % kWarpVectors;
+  std::uint32_t* row = &warp_codes[vector / 8][kCodeRow * (vector % 8) + kSideWords * this_side()];
 #pragma unroll
   for (int w = 0; w < kSideWords; w += 4)
     *reinterpret_cast<uint4*>(row + w) =
         uint4{codes.words[w], codes.words[w + 1], codes.words[w + 2], codes.words[w + 3]};
-  team.group.sync();
-  store_value_codes(values.codes[parity], task.part, format.v_bits, task.page + format.v_codes_offset());
+  __syncwarp();
+  store_value_codes(warp_codes, quarter, part, bits, area);
 }
 
 }  // namespace turboquant::kernels::cuda

@@ -22,24 +22,20 @@ struct ValueOrder {  // in order
 };
 
 // Rules 4 to 6 of u, whose largest size is m and which is `scaled` next to the vector. One that has no codes
-// gets 0.
-template <class Order>
+// gets 0. kLarge: m is known to be no less than 2^-7, and the vector finite.
+template <class Order, bool kLarge>
 __device__ inline SideCodes code_side(SideVector& u, float m, Rotated scaled, float rotation_scale,
                                       const Coder& coder) {
   // 255 / m must be fp16. Nothing is smaller than 2^-24.
-  if (!__all_sync(~0u, m >= 0x1p-7f)) {
-#pragma unroll 1
-    for (int turn = 0; turn < 2; ++turn) {
-      const bool grows = m < 0x1p-7f;
-      const float by = grows ? 0x1p12f : 1.0f;
-      const __half2 pair = __float2half2_rn(by);
+  if (!kLarge && !__all_sync(~0u, m >= 0x1p-7f)) {
+    const float by = m < 0x1p-7f ? 0x1p12f : 1.0f, again = m < 0x1p-19f ? 0x1p12f : 1.0f;
+    const __half2 first = __float2half2_rn(by), second = __float2half2_rn(again);
 #pragma unroll
-      for (std::uint32_t& two : u) two = bits_of(__hmul2_rn(as_half2(two), pair));
-      m *= by;
-      scaled.factor *= by;
-    }
+    for (std::uint32_t& two : u) two = bits_of(__hmul2_rn(__hmul2_rn(as_half2(two), first), second));
+    m *= by * again;
+    scaled.factor *= by * again;
   }
-  const float divisor = m > 0.0f ? m : 1.0f;
+  const float divisor = kLarge || m > 0.0f ? m : 1.0f;
   const std::uint32_t levels_per_unit =
       bits_of(__half2half2(__float2half_rn(divide_normal(static_cast<float>(core::kMaxLevel), divisor))));
   std::uint32_t pairs[kSideWords][4], levels[kSideWords][2], signs[kSideWords], sum_n = 0;
@@ -54,8 +50,9 @@ __device__ inline SideCodes code_side(SideVector& u, float m, Rotated scaled, fl
     levels[w][0] = permute(pairs[w][0], pairs[w][1], 0x6240);  // of nibbles 0, 1, 2, 3
     levels[w][1] = permute(pairs[w][2], pairs[w][3], 0x6240);
     sum_n = __dp4a(levels[w][0], levels[w][0], __dp4a(levels[w][1], levels[w][1], sum_n));
-    const std::uint32_t even = permute(own[0], own[2], 0x7531), odd = permute(own[1], own[3], 0x7531);
-    signs[w] = (even >> 4 & 0x08080808u) | (odd & 0x80808080u);
+    // A byte of ones for each negative coordinate, a nibble in the word.
+    const std::uint32_t even = permute(own[0], own[2], 0xfdb9), odd = permute(own[1], own[3], 0xfdb9);
+    signs[w] = select_bits(even, odd, 0x0f0f0f0fu);
   }
   sum_n += other_side(sum_n);
 
@@ -84,27 +81,29 @@ __device__ inline SideCodes code_side(SideVector& u, float m, Rotated scaled, fl
     for (int w = 0; w < kSideWords; ++w) out.words[w] = better ? words[w] : out.words[w];
   }
 
-  const bool has_codes = scaled.finite && m > 0.0f;
+  const bool has_codes = kLarge || (scaled.finite && m > 0.0f);
   m = __fmul_rn(m, one_over_power(scaled.factor));
 
   if (coder.bits == 4) {
 #pragma unroll
-    for (int w = 0; w < kSideWords; ++w) out.words[w] |= signs[w];
+    for (int w = 0; w < kSideWords; ++w) out.words[w] |= signs[w] & 0x88888888u;
   } else {
-    const int shift = 4 - coder.bits;
+    const std::uint32_t sign_bits = 0x88888888u >> (4 - coder.bits);
 #pragma unroll
-    for (int w = 0; w < kSideWords; ++w) out.words[w] = code_indices(coder, out.words[w]) | signs[w] >> shift;
+    for (int w = 0; w < kSideWords; ++w)
+      out.words[w] = code_indices(coder, out.words[w]) | (signs[w] & sign_bits);
   }
-  if (!has_codes) {
+  if (!kLarge && !__all_sync(~0u, has_codes)) {
 #pragma unroll
-    for (std::uint32_t& word : out.words) word = 0;
+    for (std::uint32_t& word : out.words) word = has_codes ? word : 0;
   }
 
   const float unit = __fmul_rn(__fmul_rn(m, rotation_scale), coder.unit);
   const float n = __uint2float_rn(sum_n);
   const float root =
       square_root(coder.unbiased ? divide_normal(__fmul_rn(n, n), best.aa) : divide_normal(n, best.b));
-  out.scale = has_codes ? half_bits_clamped(__fmul_rn(unit, root)) : scaled.finite ? 0u : kNanScale;
+  const float scale = fminf(__fmul_rn(unit, root), 65504.0f);  // finite where there are codes
+  out.scale = has_codes ? __half_as_ushort(__float2half_rn(scale)) : scaled.finite ? 0u : kNanScale;
   return out;
 }
 

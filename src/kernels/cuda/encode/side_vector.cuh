@@ -21,10 +21,17 @@ using SideVector = std::uint32_t[kSidePairs];
 __device__ inline int this_thread() {
   int thread;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  __builtin_assume(thread >= 0 && thread < 1024);
   return thread;
 }
 __device__ inline int this_side() {
   return this_thread() >> 4 & 1;
+}
+
+// What is the same for all lanes of a warp, said so that the compiler knows: without it each instruction of a
+// whole warp that follows asks first whether all lanes have come.
+__device__ inline bool is_for_warp(bool condition) {
+  return __any_sync(~0u, condition);
 }
 
 // 16 rows of 16-bit elements, 16 pieces of eight each, and a piece of padding: neither writing rows nor
@@ -45,22 +52,22 @@ __device__ inline void copy_async_16(void* to, const void* from, bool present = 
                "l"(from), "r"(present ? 16 : 0)
                : "memory");
 }
-// A warp starts copying slots first .. first + 15 of a part, zeros where the part has none, and a head's
-// signs. `rows`: of slot 0, were it of the part. All of it is 16-byte aligned. Four lanes a row: eight copies
-// need two addresses.
+// A warp starts copying the rows of 16 slots of a part, zeros where the part has none, and a head's signs.
+// Row v is that of slot + step (v / 8), where `slot` is that of v % 8 = lane / 4. `rows`: of slot 0, were it
+// of the part. All of it is 16-byte aligned. Four lanes a row: eight copies need two addresses.
 __device__ inline void fetch(const std::uint16_t* rows, std::int64_t stride, const float* signs,
-                             const Part& part, int first, WarpInput& out) {
+                             const Part& part, int slot, int step, WarpInput& out) {
   const int lane = this_thread() & 31, at = 4 * lane;
+  const std::uint16_t* from = rows + slot * stride + 8 * (lane % 4);
+  const int begin = part.begin, end = part.end;
   copy_async_16(out.signs + at, signs + at);
-  const std::uint16_t* from = rows + (first + lane / 4) * stride + 8 * (lane % 4);
 #pragma unroll
-  for (int v = lane / 4; v < kWarpVectors; v += 8, from += 8 * stride) {
-    const int slot = first + v;
-    const bool present = slot >= part.begin && slot < part.end;
+  for (int v = 0; v < kWarpVectors; v += 8, slot += step, from += step * stride) {
+    const bool present = slot >= begin && slot < end;
     const auto* row = present ? from : reinterpret_cast<const std::uint16_t*>(signs);
 #pragma unroll
     for (int piece = 0; piece < 16; piece += 4)
-      copy_async_16(&out.raw.rows[v][piece + lane % 4], row + 8 * piece, present);
+      copy_async_16(&out.raw.rows[v + lane / 4][piece + lane % 4], row + 8 * piece, present);
   }
 }
 // A warp: what its lanes have fetched.
@@ -135,10 +142,62 @@ __device__ inline void pack_side(const float (&x)[8], int piece, SideVector& y) 
   }
 }
 
-// Of vectors whose largest coordinate after the rotation, `largest`, does not tell that their factor is 1:
-// the factor by rule 1, and the rotation anew if it is another one.
+// The lane's side of its fetched vector times its signs.
 template <DType kType>
-__device__ inline Rotated rotate_scaled(const WarpInput& input, float& largest, SideVector& y) {
+__device__ inline void load_products(const WarpInput& input, SideVector& y) {
+#pragma unroll
+  for (int piece = 0; piece < 8; ++piece) {
+    float x[8];
+    unpack_signed<kType>(input, piece, x);
+    pack_side(x, piece, y);
+  }
+}
+// The same where all signs are +1 or -1, `flips` their sign bits.
+template <DType kType>
+__device__ inline void load_flipped(const WarpInput& input, const std::uint32_t* flips, SideVector& y) {
+  const int side = this_side(), row = this_thread() % kWarpVectors;
+#pragma unroll
+  for (int piece = 0; piece < 8; ++piece) {
+    const uint4 raw = input.raw.rows[row][8 * side + piece];
+    const std::uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+    float x[8];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint4 flip = *reinterpret_cast<const uint4*>(&flips[kSideDim * side + 8 * piece + 4 * half]);
+      const std::uint32_t low = words[2 * half], high = words[2 * half + 1];
+      float* four = x + 4 * half;
+      if (kType == DType::kBF16) {
+        four[0] = __uint_as_float(low * 0x10000u + flip.x);
+        four[1] = __uint_as_float((low & 0xffff0000u) ^ flip.y);
+        four[2] = __uint_as_float(high * 0x10000u + flip.z);
+        four[3] = __uint_as_float((high & 0xffff0000u) ^ flip.w);
+      } else {
+        const float2 a = __half22float2(as_half2(low)), b = __half22float2(as_half2(high));
+        four[0] = __uint_as_float(__float_as_uint(a.x) ^ flip.x);
+        four[1] = __uint_as_float(__float_as_uint(a.y) ^ flip.y);
+        four[2] = __uint_as_float(__float_as_uint(b.x) ^ flip.z);
+        four[3] = __uint_as_float(__float_as_uint(b.y) ^ flip.w);
+      }
+    }
+    pack_side(x, piece, y);
+  }
+}
+// A warp: the fetched signs' sign bits; whether all signs are +1 or -1.
+__device__ inline bool take_flips(const WarpInput& input, std::uint32_t* flips) {
+  const int at = 4 * (this_thread() & 31);
+  const uint4 signs = *reinterpret_cast<const uint4*>(&input.signs[at]);
+  constexpr std::uint32_t kSign = 0x80000000u;
+  *reinterpret_cast<uint4*>(&flips[at]) = {signs.x & kSign, signs.y & kSign, signs.z & kSign,
+                                           signs.w & kSign};
+  const bool are_units = ((signs.x & signs.y & signs.z & signs.w) | kSign) == 0xbf800000u &&
+                         ((signs.x | signs.y | signs.z | signs.w) | kSign) == 0xbf800000u;
+  __syncwarp();
+  return __all_sync(~0u, are_units);
+}
+
+// Rule 1 of the lane's vector.
+template <DType kType>
+__device__ inline Rotated scale_of_row(const WarpInput& input) {
   float most = 0.0f;
 #pragma unroll 1
   for (int piece = 0; piece < 8; ++piece) {
@@ -149,20 +208,7 @@ __device__ inline Rotated rotate_scaled(const WarpInput& input, float& largest, 
   }
   most = larger_or_nan(most, other_side(most));
   const bool finite = most < kLargest;
-  const float factor = finite ? factor_of(most, kPrefillDim) : 1.0f;
-  if (__any_sync(~0u, factor != 1.0f || !finite)) {
-#pragma unroll
-    for (int piece = 0; piece < 8; ++piece) {
-      float x[8];
-      unpack_signed<kType>(input, piece, x);
-#pragma unroll
-      for (float& c : x) c = finite ? __fmul_rn(c, factor) : 0.0f;
-      pack_side(x, piece, y);
-    }
-    side_hadamard(y);
-    largest = side_largest(y);
-  }
-  return {factor, finite};
+  return {finite ? factor_of(most, kPrefillDim) : 1.0f, finite};
 }
 // Whether a rotation whose largest coordinate is this had a factor of 1. With a largest coordinate x of the
 // vector it lies between about x and 128 x.
@@ -170,14 +216,21 @@ __device__ inline bool is_unscaled(float largest) {
   return largest >= 0x1p-4f && largest < 252.0f;
 }
 
-// Rotates the packed coordinates of `input`; `largest` of them, in both lanes.
+// Of vectors whose largest coordinate after the rotation does not tell that their factor is 1: the factor,
+// and the rotation anew. Those that turn out to have 1 are rotated again, too: if both results were one
+// variable, it would be moved to other registers even where neither is needed.
 template <DType kType>
-__device__ inline Rotated rotate_packed(const WarpInput& input, float& largest, SideVector& y) {
+__device__ inline Rotated rotate_scaled(const WarpInput& input, SideVector& y) {
+  const Rotated out = scale_of_row<kType>(input);
+#pragma unroll
+  for (int piece = 0; piece < 8; ++piece) {
+    float x[8];
+    unpack_signed<kType>(input, piece, x);
+#pragma unroll
+    for (float& c : x) c = out.finite ? __fmul_rn(c, out.factor) : 0.0f;
+    pack_side(x, piece, y);
+  }
   side_hadamard(y);
-  largest = side_largest(y);
-  Rotated out{1.0f, true};
-  if (!__all_sync(~0u, is_unscaled(largest))) out = rotate_scaled<kType>(input, largest, y);
-  __syncwarp();
   return out;
 }
 
