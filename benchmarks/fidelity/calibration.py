@@ -9,6 +9,7 @@ from fidelity.attention import Recorder, logits
 from fidelity.texts import calibration
 from turboquant import ops
 from turboquant.benchmark.models import Subject
+from turboquant.calibrate import QUERY_TOKENS
 
 
 class Calibration:
@@ -17,13 +18,23 @@ class Calibration:
         self._made: dict | None = None
 
     def get(self) -> dict:
-        """"balances": layer -> [kv_heads, head_dim]; "layers": the recorded `Layer`s."""
+        """"balances": layer -> [kv_heads, head_dim]; "queries": layer -> [q_heads, tokens, head_dim], as many as a file keeps; "layers": the
+        recorded `Layer`s."""
         if self._made is None:
             recorder = Recorder()
             logits(self._subject.model, calibration(self._subject.tokenizer), None, recorder)
             layers = [layer for _, layer, _ in recorder.layers]
-            self._made = {"layers": layers, "balances": {layer.index: _balance(layer) for layer in layers}}
+            self._made = {
+                "layers": layers, "balances": {layer.index: _balance(layer) for layer in layers},
+                "queries": {layer.index: _queries(layer.query) for layer in layers},
+            }  # fmt: skip
         return self._made
+
+
+def _queries(query: torch.Tensor) -> torch.Tensor:
+    """Evenly spaced."""
+    step = max(query.shape[1] // QUERY_TOKENS, 1)
+    return query[:, step - 1 :: step][:, :QUERY_TOKENS].bfloat16()
 
 
 def _balance(layer) -> torch.Tensor:

@@ -27,7 +27,8 @@ TOPS = {4: (0.99, 1.06, 1.13), 3: (1.0, 1.1, 1.2, 1.3, 1.4, 1.55), 2: (1.35, 1.5
 class Sketch:
     """`rotation`: "hadamard" or "dense". `centre`: "page", "previous" (the mean of the previous page's decoded keys), "sequence" or
     "none". `choice`: a token may take 0 for its reference. `balance`: "first 128", "whole text" or "off". `scale`: what is stored
-    beside the codes: "norm" (of values of 3 and 2 bits "unbiased", as the product), "plain", "least squares" or "unbiased". `value_centre`: the same centre and choice for values.
+    beside the codes: "norm" (but "unbiased" for values of 3 and 2 bits, as the product), "plain", "least squares" or "unbiased".
+    `value_centre`: the same centre and choice for values.
     `previous_share`: of the previous page's mean in a "previous" centre, the rest being that page's own centre. `median`: for mean.
     `feedback`: keys coded by feedback.py with the queries of the "first 128" tokens, of the "whole text", or "off"; `focus`: the same
     for focus.py, or "calibrated" with the queries of `calibration`'s layers."""

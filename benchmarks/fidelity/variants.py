@@ -69,6 +69,10 @@ def _calibrated_rows(name: str, group: str, make: Callable[[dict], codec.Codec],
     _add(f"{name} calibrated", group, lambda context: _both(make(context.calibration()), kept))
 
 
+def _calibrated(made: dict) -> dict:
+    return {"balance": "calibrated", "balances": made["balances"], "queries": made["queries"]}
+
+
 # The targets' own rows come first: a sweep that is cut short has them.
 for bits in (4, 3, 2):
     _add(f"recipe {bits}/{bits}", "ours", _both(Recipe(bits, bits)))
@@ -127,13 +131,13 @@ _add("recipe 4/4 append no metric", "ablation", _both(Recipe(4, 4, calls=(1,), h
 # Ablations. What the product can do is the product's; the rest is the sketch of the recipe (recipe.py), "sketch: as the product"
 # among them. All at 4/4 bits, everything coded, but where a fringe is named.
 _add("recipe 4/4 balance off", "ablation", _both(Recipe(4, 4, balance="off")))
-_calibrated_rows("recipe 4/4", "ablation", lambda made: Recipe(4, 4, balance="calibrated", balances=made["balances"]))
+_calibrated_rows("recipe 4/4", "ablation", lambda made: Recipe(4, 4, **_calibrated(made)))
 _calibrated_rows(
-    f"recipe 4/4 fringe {_label(FRINGE)}", "ablation", lambda made: Recipe(4, 4, balance="calibrated", balances=made["balances"]), FRINGE
+    f"recipe 4/4 fringe {_label(FRINGE)}", "ablation", lambda made: Recipe(4, 4, **_calibrated(made)), FRINGE
 )
-_calibrated_rows("recipe 4/4 append", "ablation", lambda made: Recipe(4, 4, (1,), "calibrated", made["balances"], hold=HOLD), APPEND)
+_calibrated_rows("recipe 4/4 append", "ablation", lambda made: Recipe(4, 4, (1,), hold=HOLD, **_calibrated(made)), APPEND)
 _add(f"recipe 4/4 append fringe {_label(FRINGE)}", "ablation", _both(Recipe(4, 4, calls=(1,), hold=HOLD), replace(FRINGE, hold=HOLD)))
-_calibrated_rows("recipe 4/4 append, 0 held", "ablation", lambda made: Recipe(4, 4, (1,), "calibrated", made["balances"]))
+_calibrated_rows("recipe 4/4 append, 0 held", "ablation", lambda made: Recipe(4, 4, (1,), **_calibrated(made)))
 for hold in HOLDS:
     if hold:
         _add(f"recipe 4/4 prefill {hold}, then append", "ablation", _both(Recipe(4, 4, calls=(hold, 1))))

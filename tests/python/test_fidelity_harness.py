@@ -234,7 +234,7 @@ def test_joined_calls_leave_the_same_codes(calls, monkeypatch):
     given = layer()
     assert [size for size, _ in joined([64, *[1] * 130])] == [64, 1, 63, 1, 63, 1, 1]
     fast = Recipe(4, 4, calls)(given)
-    monkeypatch.setattr(ours, "joined", lambda sizes: [(size, size == 1) for size in sizes])
+    monkeypatch.setattr(ours, "joined", lambda sizes, apart: [(size, size == 1) for size in sizes])
     slow = Recipe(4, 4, calls)(given)
     assert torch.equal(fast.keys, slow.keys) and torch.equal(fast.values, slow.values)
 
