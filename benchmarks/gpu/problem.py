@@ -80,7 +80,7 @@ class Pool:
             "starts": None, "fringe": None, "recent_starts": None, "fringe_first": 0, "sinks": None,
             "k_bits": k_bits, "v_bits": v_bits, "head_dim": head_dim, "scale": head_dim**-0.5, "softcap": 0.0,
             "window": 0, "max_tokens": max(lengths), "dtype": torch.float32, "settled": False, "workspace": None,
-            "key_metric": None,
+            "key_metric": None, "most_tokens": queries,
         }  # fmt: skip
 
 

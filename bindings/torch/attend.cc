@@ -11,15 +11,13 @@
 namespace turboquant::ops {
 namespace {
 
-std::tuple<Tensor, Tensor> attend(const Tensor& query, const OptionalTensor& keys,
-                                  const OptionalTensor& values, const Tensor& token_starts,
-                                  const Tensor& pages, const Tensor& page_table, const Tensor& lengths,
-                                  const OptionalTensor& starts, const OptionalTensor& fringe,
-                                  const OptionalTensor& recent_starts, const Tensor& query_signs,
-                                  const Tensor& value_signs, const OptionalTensor& base,
-                                  const OptionalTensor& sinks, std::int64_t k_bits, std::int64_t v_bits,
-                                  std::int64_t fringe_first, double scale, double softcap,
-                                  std::int64_t window, bool settled, const OptionalTensor& workspace) {
+std::tuple<Tensor, Tensor> attend(
+    const Tensor& query, const OptionalTensor& keys, const OptionalTensor& values, const Tensor& token_starts,
+    const Tensor& pages, const Tensor& page_table, const Tensor& lengths, const OptionalTensor& starts,
+    const OptionalTensor& fringe, const OptionalTensor& recent_starts, const Tensor& query_signs,
+    const Tensor& value_signs, const OptionalTensor& base, const OptionalTensor& sinks, std::int64_t k_bits,
+    std::int64_t v_bits, std::int64_t fringe_first, double scale, double softcap, std::int64_t window,
+    bool settled, const OptionalTensor& workspace, std::int64_t most_tokens) {
   const Call call({{"query", query},
                    {"keys", keys},
                    {"values", values},
@@ -41,6 +39,7 @@ std::tuple<Tensor, Tensor> attend(const Tensor& query, const OptionalTensor& key
   AttendArgs args;
   args.pages = pages_of(pages, page_format(sizes.head_dim, k_bits, v_bits), /*writes=*/false, sizes);
   args.sequences = sequences_of(page_table, lengths, starts, &token_starts, sizes);
+  args.sequences.most_tokens = most_tokens;
   args.fringe = fringe_of(fringe, recent_starts, fringe_first, /*writes=*/false, sizes);
   args.q_heads = narrow("query.shape[1]", q_heads);
   args.query = rows_of({"query", query}, {"q_heads"}, sizes);

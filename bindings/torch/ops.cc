@@ -24,7 +24,7 @@ STABLE_TORCH_LIBRARY(turboquant, m) {
       "Tensor page_table, Tensor lengths, Tensor? starts, Tensor? fringe, Tensor? recent_starts, "
       "Tensor query_signs, Tensor value_signs, Tensor? base, Tensor? sinks, int k_bits, int v_bits, "
       "int fringe_first, float scale, float softcap, int window, bool settled=False, "
-      "Tensor(z!)? workspace=None) -> (Tensor out, Tensor lse)");
+      "Tensor(z!)? workspace=None, int most_tokens=0) -> (Tensor out, Tensor lse)");
   m.def(
       "attend_encode(Tensor query, Tensor keys, Tensor values, Tensor token_starts, Tensor(a!) pages, "
       "Tensor page_table, Tensor lengths, Tensor? starts, Tensor(b!)? fringe, Tensor? recent_starts, "

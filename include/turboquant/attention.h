@@ -63,6 +63,9 @@ struct Sequences {
   const std::int32_t* token_starts = nullptr;
   // token_starts[count], which CUDA verbs cannot read: it lies on the device. Not used on the CPU.
   std::int64_t tokens = 0;
+  // No sequence has more of the call's tokens than this; 0: not known. attend on CUDA takes short sequences
+  // of a large call by one kernel where it knows that there are no long ones. A promise: any number is right.
+  std::int64_t most_tokens = 0;
 };
 
 // Head vectors of ragged tokens, [tokens, heads, head_dim]; strides in elements, head_dim contiguous.

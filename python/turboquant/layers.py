@@ -180,7 +180,7 @@ class TurboQuantLayer(CacheLayerMixin):
             out, _ = ops.attend(
                 rows_of(query), rows_of(step.keys), rows_of(step.values), token_starts, pages.pool.data, pages.table,
                 self._lengths(), self.starts_tensor, self.fringe, self.recent_starts, self.query_signs, self.value_signs,
-                self.base, options.sinks, *numbers, workspace,
+                self.base, options.sinks, *numbers, workspace, tokens,
             )  # fmt: skip
             return out.view(batch, tokens, heads, head_dim)
         pages.prepare(tokens)

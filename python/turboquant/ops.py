@@ -196,6 +196,7 @@ def attend(
     window: int = 0,
     settled: bool = False,
     workspace: Tensor | None = None,
+    most_tokens: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Attention of the call's queries to their own keys and values, as given, and to all older positions.
 
@@ -213,12 +214,13 @@ def attend(
     end. None: made for this call, which on CUDA costs a memset. ``settled`` (CUDA): True promises that all but
     query, keys and values was complete before the stream's previous kernel began, ``token_starts``, ``starts`` and
     ``recent_starts`` too; `attend` may then read it while that kernel runs. A settled `encode` counts as a
-    part of the kernel before it.
+    part of the kernel before it. ``most_tokens``: no sequence has more of the call's tokens, 0: not known. A CUDA
+    call of many short sequences is then one launch, as no long one has to be looked for.
     """
     return _call(
         _ops.attend.default, query, keys, values, token_starts, pages, page_table, lengths, starts, fringe,
         recent_starts, query_signs, value_signs, base, sinks, k_bits, v_bits, fringe_first, scale, softcap,
-        window, settled, workspace,
+        window, settled, workspace, most_tokens,
     )  # fmt: skip
 
 

@@ -118,6 +118,8 @@ Status check_sequences(const Sequences& s, std::int64_t page_count, bool tokens,
                        DeviceType device) {
   if (s.count < 0) return invalid("sequences=" + number(s.count) + " is negative");
   if (s.tokens < 0) return invalid("sequences.tokens=" + number(s.tokens) + " is negative");
+  if (s.most_tokens < 0)
+    return invalid("most_tokens=" + number(s.most_tokens) + " is negative; use 0 where it is not known");
   if (s.count == 0) return {};
   if (s.max_pages < 0) return invalid("max_pages=" + number(s.max_pages) + " is negative");
   if (Status p = all_given({{"lengths", s.lengths}}); !p.ok()) return p;

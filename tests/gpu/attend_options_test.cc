@@ -87,6 +87,24 @@ TEST(AttendOptions, AgreesWithoutTokensOfTheCallsOwn) {
     }
 }
 
+// 0 and 40 say nothing of kernels, 3 that all are short, 20 that all are long: it is right where it is wrong
+// too.
+TEST(AttendOptions, AgreesWhateverIsSaidOfTheMostTokensOfASequence) {
+  for (const int group : {1, 4, 16})
+    for (const std::vector<int>& own : {std::vector{3, 3}, {20, 20}, {1, 39}, {39, 1}, {90, 300}})
+      for (const int most : {0, 3, 20, 40}) {
+        Shape shape;
+        shape.format = {128, 4, 4};
+        shape.max_pages = 10;
+        shape.group = group;
+        if (!expect_attend(shape, {{150, 70}}, own,
+                           std::to_string(group) + " heads, " + std::to_string(own[0]) + "+" +
+                               std::to_string(own[1]) + " queries, at most " + std::to_string(most),
+                           DType::kBF16, {.most_tokens = most}))
+          return;
+      }
+}
+
 TEST(AttendOptions, WorksWithLongWindowsOverLongHistories) {
   Shape shape;
   shape.format = {128, 4, 4};

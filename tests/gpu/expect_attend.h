@@ -15,6 +15,7 @@ struct Options {
   std::vector<float> sinks = {};  // [q_heads], or empty
   bool history_only = false;
   bool settled = false;
+  int most_tokens = 0;
 };
 
 inline void apply(const Options& options, AttendArgs& a, const float* sinks) {
@@ -22,6 +23,7 @@ inline void apply(const Options& options, AttendArgs& a, const float* sinks) {
   a.softcap = options.softcap;
   a.sinks = options.sinks.empty() ? nullptr : sinks;
   a.settled = options.settled;
+  a.sequences.most_tokens = options.most_tokens;
   if (options.history_only) a.keys = a.values = {};
 }
 

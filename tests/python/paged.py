@@ -85,6 +85,7 @@ class Paged:
             "dtype": torch.float32,
             "settled": False,
             "workspace": None,
+            "most_tokens": max(self.own, default=0),
             "key_metric": None,
         }
 

@@ -144,6 +144,7 @@ TEST(CudaChecks, OfEncodeNameTheValueAndTheRemedy) {
       {"pages is null", [](EncodeArgs& a) { a.pages.data = nullptr; }},
       {"base=12 does not belong to head_dim=64; use 1", [](EncodeArgs& a) { a.basis.base = 12; }},
       {"sequences.tokens=-1 is negative", [](EncodeArgs& a) { a.sequences.tokens = -1; }},
+      {"most_tokens=-1 is negative; use 0", [](EncodeArgs& a) { a.sequences.most_tokens = -1; }},
       {"lengths is null", [](EncodeArgs& a) { a.sequences.lengths = nullptr; }},
       {"page_table is null", [](EncodeArgs& a) { a.sequences.page_table = nullptr; }},
       {"token_starts is null", [](EncodeArgs& a) { a.sequences.token_starts = nullptr; }},

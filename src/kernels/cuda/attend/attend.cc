@@ -17,8 +17,9 @@ constexpr int kFewRows = 32;  // (query, head of the group) pairs: more are chea
 constexpr std::int64_t kMostRows = std::int64_t{1} << 20;  // of a call that few_rows takes alone
 // A second kernel that finds nothing to do takes 10 microseconds, as the next call cannot begin beside it. So
 // few_rows takes small calls of few rows on average alone, however unequal the sequences are: one that has
-// nearly all of 225 tokens takes less time so, too; one of 449 four times as long (docs/attend.md).
-constexpr std::int64_t kMostMixedTokens = 256;
+// nearly all of 225 tokens with 4 rows each takes less time so, too; one of 449 four times as long, since
+// every row of it meets every own token at the end (docs/attend.md).
+constexpr std::int64_t kMostMixedPairs = 4 * 256 * 256;  // of a row and a token
 
 // Bulk copies want sources aligned to 16 bytes: pages are (128), a fringe that is a part of something may not
 // be.
@@ -35,10 +36,13 @@ Status attend(const AttendArgs& a, const Context& context) {
   if (s.count == 0 || s.tokens == 0) return {};
   const bool few = suits_few_rows(a) && few_rows::fits(a, context);
   const std::int64_t group = a.q_heads / a.pages.kv_heads, rows = s.tokens * group;
-  // As many rows as sequences is decoding: no sequence is likely to have more than few_rows is made for. It
-  // is right for any number, as the host does not know how the rows are spread.
+  const bool known = s.most_tokens > 0;
+  const std::int64_t most_tokens = std::min(s.most_tokens, s.tokens);
+  // As many tokens as sequences is decoding: no sequence is likely to have more than few_rows is made for. It
+  // is right for any number.
+  const bool mixed = s.tokens * rows <= kMostMixedPairs && rows <= kFewRows * s.count;
   const bool decodes =
-      s.tokens == s.count || rows <= kFewRows || (s.tokens <= kMostMixedTokens && rows <= kFewRows * s.count);
+      s.tokens == s.count || rows <= kFewRows || (known && most_tokens * group <= kFewRows) || mixed;
   if (few && decodes && rows <= kMostRows) return few_rows::attend(a, INT_MAX, context);
   AttendArgs others = a;  // the workspace without what few_rows keeps zero
   others.workspace = static_cast<std::uint8_t*>(a.workspace) + few_rows::kZeroBytes;
@@ -46,12 +50,15 @@ Status attend(const AttendArgs& a, const Context& context) {
   const bool many = many_rows_takes(a, context);
   if (!few || (!many && rows > kMostRows)) return any_dim(others, context);
   if (decodes || !many) return few_rows::attend(a, INT_MAX, context);
-  if (s.count > 1)
+  const bool all_long = s.count == 1 || (known && most_tokens * s.count == s.tokens);
+  if (!all_long)
     if (Status status = few_rows::attend(a, kFewRows, context); !status.ok()) return status;
-  return many_rows(others, s.count > 1 ? kFewRows : 0, context);
+  return many_rows(others, all_long ? 0 : kFewRows, context);
 }
 
-Status attend_encode(const AttendArgs& a, const Context& context) {
+Status attend_encode(const AttendArgs& given, const Context& context) {
+  AttendArgs a = given;  // every sequence has as many tokens
+  if (a.sequences.count > 0) a.sequences.most_tokens = a.sequences.tokens / a.sequences.count;
   if (suits_few_rows(a) && few_rows::can_append(a, context))
     return few_rows::attend(a, INT_MAX, context, few_rows::Then::kAppend);
   if (Status status = cuda::attend(a, context); !status.ok()) return status;
