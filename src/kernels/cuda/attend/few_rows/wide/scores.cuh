@@ -10,9 +10,10 @@ namespace turboquant::kernels::cuda::few_rows {
 template <class S>
 using WideScores = float[S::kBlocks][4][4];
 
-template <class S, int kBits, int kFirst>
+// beside(i): what is to go on beside the i-th 32 coordinates, and does not depend on them.
+template <class S, int kBits, int kFirst, class Beside>
 __device__ __forceinline__ void add_wide_plane(const std::uint8_t* page, int token, const ByteTable& table,
-                                               const Queries<S>& queries, WideScores<S>& c) {
+                                               const Queries<S>& queries, WideScores<S>& c, Beside beside) {
   constexpr int kWidth = core::plane_of(S::kDim, kFirst).width;
   using Chunk = KeyChunk<S, kBits, kFirst, kWidth>;
   const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
@@ -38,21 +39,22 @@ __device__ __forceinline__ void add_wide_plane(const std::uint8_t* page, int tok
         }
       }
     }
+    beside(kFirst / 32 + i);
   }
   if constexpr (kFirst + kWidth < S::kDim)
-    add_wide_plane<S, kBits, kFirst + kWidth>(page, token, table, queries, c);
+    add_wide_plane<S, kBits, kFirst + kWidth>(page, token, table, queries, c, beside);
 }
 
-// out[b][half]: row 8 half + g of block b against the page's centre, times query_unit. All columns of B are
-// the centre, so that every lane has its rows' products.
+// Rows against a page's centre. All columns of B are the centre, so that every lane has its rows' products.
 template <class S>
-__device__ __forceinline__ void wide_centre_scores(const Params& p, const std::uint8_t* page,
-                                                   const Queries<S>& queries, float (&out)[S::kBlocks][2]) {
-  const std::uint8_t* centre = page + p.centre + 4 * (threadIdx.x & 3);
-  const __half2 bias = __floats2half2_rn(1152.0f, 1152.0f);
+struct CentreScores {
   float c[S::kBlocks][4];
-#pragma unroll
-  for (int s = 0; s < S::kSteps; ++s) {
+
+  // Step s of the products.
+  __device__ __forceinline__ void add(const Params& p, const std::uint8_t* page, const Queries<S>& queries,
+                                      int s) {
+    const std::uint8_t* centre = page + p.centre + 4 * (threadIdx.x & 3);
+    const __half2 bias = __floats2half2_rn(1152.0f, 1152.0f);
     const std::uint32_t biased = *reinterpret_cast<const std::uint32_t*>(centre + 16 * s) ^ 0x80808080u;
     const std::uint32_t pairs[2] = {prmt(biased, 0x64646464u, 0x4240), prmt(biased, 0x64646464u, 0x4341)};
     const __half2 b0 = __hsub2(reinterpret_cast<const __half2&>(pairs[0]), bias),
@@ -68,12 +70,16 @@ __device__ __forceinline__ void wide_centre_scores(const Params& p, const std::u
                        reinterpret_cast<const std::uint32_t&>(b1));
     }
   }
-  const float step =
-      half_bits_to_float(*reinterpret_cast<const std::uint16_t*>(page + p.centre_step)) * queries.unit;
+  // All steps added: out[b][half] is of row 8 half + g of block b, times query_unit.
+  __device__ __forceinline__ void get(const Params& p, const std::uint8_t* page, const Queries<S>& queries,
+                                      float (&out)[S::kBlocks][2]) const {
+    const float step =
+        half_bits_to_float(*reinterpret_cast<const std::uint16_t*>(page + p.centre_step)) * queries.unit;
 #pragma unroll
-  for (int b = 0; b < S::kBlocks; ++b)
+    for (int b = 0; b < S::kBlocks; ++b)
 #pragma unroll
-    for (int half = 0; half < 2; ++half) out[b][half] = c[b][2 * half] * step;
-}
+      for (int half = 0; half < 2; ++half) out[b][half] = c[b][2 * half] * step;
+  }
+};
 
 }  // namespace turboquant::kernels::cuda::few_rows

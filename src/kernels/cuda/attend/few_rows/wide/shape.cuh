@@ -27,6 +27,7 @@ struct WideShape {
   static constexpr int kSteps = kDim / 16;                              // of a score product
   static constexpr int kFinishRows = kTileRows;               // that a warp merges and finishes at a time
   static constexpr int kStride = (kDim + 31) / 32 * 32 + 16;  // of staged rows, in floats
+  static constexpr bool kPipelined = kBits != 0 && kDim % 32 == 0 && kBlocks == 1;  // values.cuh
   static constexpr bool kQueriesInRegisters = kBlocks == 1 && kDim <= 128;
   static constexpr int kQueryTiles = kRows / kTileRows;
   static constexpr int kQueryOperands = kSteps * kBlocks * 32;               // of 16 bytes

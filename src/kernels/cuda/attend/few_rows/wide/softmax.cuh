@@ -73,12 +73,12 @@ __device__ __forceinline__ void add_weights(const OperandA& weights, float (&sum
 
 // Scores, as products of codes, to weights times value scales. Slots [begin, end) of the page are its own
 // (the fringe holds the others); `position` is slot 0's. plain: every row sees all of them, and no softcap.
-template <class S>
+template <class S, class Beside>
 __device__ __forceinline__ void weigh_wide(const Params& p, const std::uint8_t* page, int token,
                                            const Queries<S>& queries,
                                            const float (&about_centre)[S::kBlocks][2], int position,
                                            int begin, int end, bool plain, WideScores<S>& c,
-                                           Running<S>& running, WideWeights<S>& out) {
+                                           Running<S>& running, WideWeights<S>& out, Beside beside) {
   const int q = static_cast<int>(threadIdx.x & 3);
   // Scales of tokens 32 i + h + 2 q + 8 x + 16 e are halves 4 i + x + 2 e of word 2 q + h.
   std::uint32_t value_scales[4];  // tile 2 h + x: (e = 0, e = 1)
@@ -139,6 +139,7 @@ __device__ __forceinline__ void weigh_wide(const Params& p, const std::uint8_t* 
             if (!held || position + slot < queries.lowest[b][half]) c[b][j][2 * half + e] = kUnseen;
       }
   }
+  beside();
   // log2 of the largest scale of this lane's tokens, at least 0.
   const auto largest_scale = [&] {
     std::uint32_t most =
