@@ -285,7 +285,7 @@ __device__ __forceinline__ void merge_segment_rows(const Cta<S>& cta, const Reco
 // Adds the parts of all segments that streams share, kFinishRows rows at a time. The r-th such rows of one
 // that begins in stream s are for warp s kSharing + r (mod 8), of one that an earlier CTA began for warp 4 +
 // r.
-template <class S>
+template <Narrow S>
 __device__ __forceinline__ void merge(const Cta<S>& cta) {
   const int warp = uniform(static_cast<int>(threadIdx.x >> 5)), lane = static_cast<int>(threadIdx.x & 31);
   // Lane r: whether this warp has r-th rows to do.
@@ -301,6 +301,30 @@ __device__ __forceinline__ void merge(const Cta<S>& cta) {
     else earlier &= earlier - 1;
     const int first = begins_here ? ((warp - row) & (kWarps - 1)) / S::kSharing : 0;
     merge_segment_rows<S>(cta, cta.records[begins_here ? first : S::kStreams], first, begins_here,
+                          row * S::kFinishRows);
+  }
+}
+
+// The same where a segment's rows are for several warps: all such rows in turn, so that no warp has two where
+// another has none. First those of the segment that an earlier CTA began.
+template <Wide S>
+__device__ __forceinline__ void merge(const Cta<S>& cta) {
+  const int warp = uniform(static_cast<int>(threadIdx.x >> 5)), lane = static_cast<int>(threadIdx.x & 31);
+  const int record = lane == 0 ? S::kStreams : min(lane - 1, S::kStreams - 1);  // of this lane
+  const int here = lane <= S::kStreams ? (cta.records[record].rows + S::kFinishRows - 1) / S::kFinishRows : 0;
+  int through = here;  // of this lane's segment and of those before it
+#pragma unroll 1
+  for (int step = 1; step <= S::kStreams; step *= 2) {
+    const int before = __shfl_up_sync(~0u, through, step);
+    if (lane >= step) through += before;
+  }
+#pragma unroll 1
+  for (int k = warp;; k += kWarps) {
+    const std::uint32_t after = __ballot_sync(~0u, through > k);
+    if (after == 0) break;
+    const int at = __ffs(static_cast<int>(after)) - 1;
+    const int row = k - __shfl_sync(~0u, through - here, at);
+    merge_segment_rows<S>(cta, cta.records[at == 0 ? S::kStreams : at - 1], at == 0 ? 0 : at - 1, at > 0,
                           row * S::kFinishRows);
   }
 }
