@@ -151,8 +151,8 @@ struct AttendArgs {
   std::size_t workspace_bytes = 0;
   // CUDA only. True promises that pages, fringe, basis and the arrays of sequences were complete before the
   // stream's previous kernel began, a settled encode counting as a part of the kernel before it: attend may
-  // then read them while those kernels still run. Queries and the call's own keys and values are read after
-  // they have ended, always.
+  // then read them while those kernels still run. Queries, the call's own keys and values and, by
+  // attend_encode, the key_metric are read after they have ended, always.
   bool settled = false;
 };
 

@@ -52,6 +52,11 @@ Shape shape_of(const PageFormat& format, int sequences, int group, int fringe = 
   return shape;
 }
 
+Shape with_metric(Shape shape) {
+  shape.metric = true;
+  return shape;
+}
+
 // Some about to open a page, some new, the others anywhere.
 std::vector<int> history_of(int sequences) {
   std::vector<int> history;
@@ -68,12 +73,13 @@ TEST(AttendEncode, IsAttendAndThenEncodeAtEveryHeadDimAndGroup) {
 }
 
 TEST(AttendEncode, IsAttendAndThenEncodeWithAKeyMetric) {
-  for (const int d : {64, 80, 128})
-    for (const int sequences : {2, 9}) {
-      Shape shape = shape_of({d, 4, 4}, sequences, 4);
-      shape.metric = true;
-      expect_same_steps(shape, history_of(sequences), 1, 5, DType::kBF16);
-    }
+  for (const int d : {64, 80, 96, 112, 128, 192})
+    for (const int group : {1, 4, 7})
+      for (const int sequences : {2, 9})
+        expect_same_steps(with_metric(shape_of({d, 4, 4}, sequences, group)), history_of(sequences), 1, 5,
+                          DType::kBF16);
+  for (int k = 2; k <= 4; ++k)
+    expect_same_steps(with_metric(shape_of({128, k, 4}, 5, 4)), history_of(5), 1, 5, DType::kF16);
 }
 
 TEST(AttendEncode, IsAttendAndThenEncodeAtEveryPairOfWidths) {
@@ -85,20 +91,26 @@ TEST(AttendEncode, IsAttendAndThenEncodeAtEveryPairOfWidths) {
 
 TEST(AttendEncode, IsAttendAndThenEncodeOverManySteps) {
   for (const int fringe : {0, 3, 28})
-    for (const int sequences : {1, 12})
-      expect_same_steps(shape_of({128, 4, 4}, sequences, 4, fringe), history_of(sequences), 1, 70,
-                        DType::kBF16);
+    for (const int sequences : {1, 12}) {
+      const Shape shape = shape_of({128, 4, 4}, sequences, 4, fringe);
+      expect_same_steps(shape, history_of(sequences), 1, 70, DType::kBF16);
+      expect_same_steps(with_metric(shape), history_of(sequences), 1, 70, DType::kBF16);
+    }
 }
 
-// One block stores more tokens than it has warps for, as the long sequence takes all others.
+// One block stores more tokens than it has warps for, as the long sequence takes all others. Of more tokens
+// a block on average more warps store.
 TEST(AttendEncode, IsAttendAndThenEncodeOfManySequencesBesideALongOne) {
-  Shape shape = shape_of({64, 4, 4}, 90, 4);
-  shape.kv_heads = 1;
-  shape.max_pages = 200;
-  std::vector<int> history(90, 3);
-  for (int i = 0; i < 90; ++i) history[World::n(i)] += 7 * i % 60;
-  history[40] = 12000;
-  expect_same_steps(shape, history, 1, 4, DType::kF16);
+  for (const int sequences : {90, 300}) {
+    Shape shape = shape_of({64, 4, 4}, sequences, 4);
+    shape.kv_heads = 1;
+    shape.max_pages = 200;
+    std::vector<int> history(World::n(sequences), 3);
+    for (int i = 0; i < sequences; ++i) history[World::n(i)] += 7 * i % 60;
+    history[40] = 12000;
+    expect_same_steps(shape, history, 1, 4, DType::kF16);
+    expect_same_steps(with_metric(shape), history, 1, 4, DType::kF16);
+  }
 }
 
 TEST(AttendEncode, IsAttendAndThenEncodeWithPaddingWindowsAndTruncation) {

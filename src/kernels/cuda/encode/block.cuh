@@ -86,11 +86,11 @@ __device__ inline void zero_16(const Group& group, std::uint8_t* to, int bytes) 
     *reinterpret_cast<uint4*>(to + at) = uint4{0, 0, 0, 0};
 }
 
-// Slot `slot`'s key or value times its signs.
-template <int C>
-__device__ inline void load_signed(const EncodeCall& call, const Part& part, bool is_key, int head, int slot,
+// Slot `slot`'s key or value times its signs. Call, here and below: EncodeCall, or what has its members.
+template <int C, class Call>
+__device__ inline void load_signed(const Call& call, const Part& part, bool is_key, int head, int slot,
                                    float (&x)[C]) {
-  const EncodeArgs& a = call.args;
+  const auto& a = call.args;
   const int d = a.pages.format.head_dim, first = lane_id() * C;
   const Rows& rows = is_key ? a.keys : a.values;
   load_warp_vector(rows.dtype, rows.data, row_at(rows, part.row + slot - part.begin, head), d, x);
@@ -101,28 +101,28 @@ __device__ inline void load_signed(const EncodeCall& call, const Part& part, boo
   }
 }
 // x <- H x. A kDim that is not 0 is the head_dim, for shorter code.
-template <int C, int kDim, class Round>
-__device__ inline void rotate_by(const EncodeCall& call, float* scratch, const Round& round, float (&x)[C]) {
-  const EncodeArgs& a = call.args;
+template <int C, int kDim, class Call, class Round>
+__device__ inline void rotate_by(const Call& call, float* scratch, const Round& round, float (&x)[C]) {
+  const auto& a = call.args;
   const int base = kDim == 0 ? a.basis.base : hadamard_base(kDim),
             d = kDim == 0 ? a.pages.format.head_dim : kDim;
   hadamard(x, base, d / base, a.basis.base_matrix, false, scratch, round);
 }
 // Rule 7's rotation.
-template <int C, int kDim = 0>
-__device__ inline void rotate_exactly(const EncodeCall& call, float* scratch, float (&x)[C]) {
+template <int C, int kDim = 0, class Call>
+__device__ inline void rotate_exactly(const Call& call, float* scratch, float (&x)[C]) {
   rotate_by<C, kDim>(call, scratch, Unrounded{}, x);
 }
 // Rule 1: how x will be rotated.
-template <int C>
-__device__ inline Rotated scale_of(const EncodeCall& call, const float (&x)[C]) {
+template <int C, class Call>
+__device__ inline Rotated scale_of(const Call& call, const float (&x)[C]) {
   const float most = largest_of(x);
   const bool finite = most < kLargest;
   return {finite ? factor_of(most, call.args.pages.format.head_dim) : 1.0f, finite};
 }
 // y = H (factor x) in fp16 numbers; 0 of a vector that is not finite.
-template <int C, int kDim = 0>
-__device__ inline Rotated rotate_to_half(const EncodeCall& call, const float (&x)[C], float* scratch,
+template <int C, int kDim = 0, class Call>
+__device__ inline Rotated rotate_to_half(const Call& call, const float (&x)[C], float* scratch,
                                          float (&y)[C]) {
   const Rotated scaled = scale_of(call, x);
 #pragma unroll
@@ -139,7 +139,8 @@ __device__ inline Rotated load_rotated(const EncodeCall& call, const Part& part,
 }
 
 // Rule 7 of an exactly rotated key or value.
-__device__ inline std::uint16_t fringe_half(const EncodeCall& call, float y) {
+template <class Call>
+__device__ inline std::uint16_t fringe_half(const Call& call, float y) {
   return static_cast<std::uint16_t>(half_bits_clamped(__fmul_rn(y, call.rotation_scale)));
 }
 template <int C>

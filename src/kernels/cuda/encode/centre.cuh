@@ -8,14 +8,14 @@
 namespace turboquant::kernels::cuda {
 
 // The stored centre's step next to keys that are not yet over sqrt(d).
-__device__ inline float centre_step(const EncodeCall& call, const Block& block) {
+template <class Call>
+__device__ inline float centre_step(const Call& call, const Block& block) {
   return __fmul_rn(float_of_half(*block.step), call.centre_scale);
 }
 
 // Rule 3, in integers: y is a multiple of 2^-24 below 2^16.
-template <int C>
-__device__ inline bool is_nearer(const EncodeCall& call, const float (&y)[C], float factor,
-                                 const Block& block) {
+template <int C, class Call>
+__device__ inline bool is_nearer(const Call& call, const float (&y)[C], float factor, const Block& block) {
   double dot = 0.0;
   int squares = 0;
 #pragma unroll
@@ -194,9 +194,9 @@ __device__ inline void previous_centre(const std::uint8_t* page, const PageForma
 
 // The centre that the part's keys are measured about, of a part without one of its own: block.steps and
 // block.step. kAhead: less is shorter code.
-template <int C, int kAhead = 16>
-__device__ inline void prepare_given_centre(const EncodeCall& call, const PageFormat& format,
-                                            const Part& part, int head, const Block& block) {
+template <int C, int kAhead = 16, class Call>
+__device__ inline void prepare_given_centre(const Call& call, const PageFormat& format, const Part& part,
+                                            int head, const Block& block) {
   constexpr int n = 32 * C;
   if (!part.opens) return load_centre(page_of(call.args, part, part.page, head), format, n, block);
   if (part.has_previous) {

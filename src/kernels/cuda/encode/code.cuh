@@ -17,8 +17,8 @@ __device__ inline Coded<C> nan_token() {
 
 // Rules 3 to 6 of a rotated vector; of a key, about the block's stored centre and, with kFlip, by the head's
 // metric, if there is one.
-template <bool kFlip, int C>
-__device__ inline Coded<C> code_vector(const EncodeCall& call, bool is_key, int head, Rotated scaled,
+template <bool kFlip, int kDim = 0, int C, class Call>
+__device__ inline Coded<C> code_vector(const Call& call, bool is_key, int head, Rotated scaled,
                                        const float (&y)[C], const Block& block) {
   if (!scaled.finite) return nan_token<C>();
   const bool centred = is_key && is_nearer(call, y, scaled.factor, block);
@@ -31,11 +31,11 @@ __device__ inline Coded<C> code_vector(const EncodeCall& call, bool is_key, int 
                               scaled.factor);
     u[j] = round_to_half(__fadd_rn(y[j], -round_to_half(c)));
   }
-  const int d = call.args.pages.format.head_dim;
+  const int d = kDim == 0 ? call.args.pages.format.head_dim : kDim;
   const std::int8_t* metric = kFlip && is_key ? call.args.basis.key_metric : nullptr;
   if (metric != nullptr) metric += std::int64_t{head} * d * d;
-  Coded<C> token = search<kFlip>(u, largest_of(u), scaled.factor, call,
-                                 is_key ? call.key_coder : call.value_coder, metric);
+  Coded<C> token = search<kFlip, kDim>(u, largest_of(u), scaled.factor, call,
+                                       is_key ? call.key_coder : call.value_coder, metric);
   if (is_key && !centred) token.scale |= kReferenceIsZero;
   return token;
 }

@@ -1,99 +1,89 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <bit>
+#include <cstdint>
+
 #include "kernels/cuda/encode/codes_of_levels.cuh"
 #include "kernels/cuda/warp_vector.cuh"
 
-// Rule 5a of kernels/encode_rules.h by a warp: lane L has coordinates L C .. L C + C - 1.
+// Rule 5a of kernels/encode_rules.h by a warp: lane L has coordinates L C .. L C + C - 1. For one key that a
+// step waits for: few dependent steps, short code, no shared memory. What the rule has as integers is fp32:
+// moves, and 2 g, an even number below 2^25, so exact; and a gain's sum is rounded once, as an integer's
+// conversion is.
 namespace turboquant::kernels::cuda {
 
 inline constexpr int kFlips = 8, kLargestError = 127;  // as in kernels/flips.h
 
-// A code's place among signed magnitudes is its index, or -1 - index.
-struct Places {
-  Candidate magnitudes;  // of any candidate
-  int count;             // of magnitudes
-  float ratio;           // levels a step
+// The places of a code, signed magnitudes in order: lane p has place p's steps and its move to the next
+// place, 0 where there is none, which the last lanes have.
+struct PlaceTable {
+  int steps;
+  float up;
 
-  __device__ int steps(int place) const {
-    const auto index = static_cast<std::uint32_t>(place < 0 ? -1 - place : place);
-    const float t = __uint2float_rn(magnitudes_at(magnitudes, index) & 0xffu);
+  __device__ PlaceTable(const Candidate& magnitudes, int count, float ratio) {
+    const int lane = lane_id(), index = lane < count ? count - 1 - lane : lane - count;
+    const float t = __uint2float_rn(magnitudes_at(magnitudes, static_cast<std::uint32_t>(index)) & 0xffu);
     const int size = __float2int_rn(__fmul_rn(ratio, t));
-    return place < 0 ? -size : size;
+    steps = lane < count ? -size : size;
+    const int above = __shfl_down_sync(~0u, steps, 1);
+    up = lane < 2 * count - 1 ? __int2float_rn(above - steps) : 0.0f;
   }
-  __device__ bool has(int place) const { return place >= -count && place < count; }
+  // The move from `place` to the next one; of place -1, 0.
+  __device__ float up_from(int place) const { return __shfl_sync(~0u, up, place); }
 };
 
-// C bytes of a row of a metric from `at` on, which is a multiple of C.
+// Byte b of a word of signed bytes plus 128, as fp32.
+__device__ inline float signed_byte(std::uint32_t word, int b) {
+  const std::uint32_t bits = __byte_perm(word, 0x4b000000u, 0x7440u | static_cast<std::uint32_t>(b));
+  return __fadd_rn(__uint_as_float(bits), -8388736.0f);
+}
+
+// g = 2 M E of bytes E, C to a lane (in `errors`, from the lowest byte on): 2 C lanes share a row, 16 bytes
+// each. A round's loads are on their way together.
 template <int C>
-struct RowPart {
-  static constexpr int kWords = (C + 3) / 4;
-  std::uint32_t words[kWords];
-
-  __device__ explicit RowPart(const std::int8_t* at) {
-    if constexpr (C == 1) words[0] = static_cast<std::uint8_t>(*at);
-    else if constexpr (C == 2) words[0] = *reinterpret_cast<const std::uint16_t*>(at);
-    else
+__device__ inline void multiply_rows(const std::int8_t* metric, int d,
+                                     const std::uint32_t (&errors)[(C + 3) / 4], float (&g)[C]) {
+  constexpr int kLanes = 2 * C;
+  const int lane = lane_id(), m = lane % kLanes, first = lane - m;
+  std::uint32_t e[4];
 #pragma unroll
-      for (int w = 0; w < kWords; ++w) words[w] = reinterpret_cast<const std::uint32_t*>(at)[w];
-  }
-  __device__ int operator[](int j) const {
-    return static_cast<int>(words[j / 4] << (24 - 8 * (j % 4))) >> 24;
-  }
-};
-
-// The two moves of a coordinate, 0 where there is none, and move * M_ee.
-struct Moves {
-  float up, down;
-  int up_cost, down_cost;
-
-  __device__ Moves(const Places& places, int place, int diagonal) {
-    const int here = places.steps(place);
-    const int above = places.has(place + 1) ? places.steps(place + 1) - here : 0;
-    const int below = places.has(place - 1) ? places.steps(place - 1) - here : 0;
-    up = __int2float_rn(above);
-    down = __int2float_rn(below);
-    up_cost = above * diagonal;
-    down_cost = below * diagonal;
-  }
-  Moves() = default;
-};
-
-// g = M E.
-template <int C>
-__device__ inline void multiply(const std::int8_t* metric, int d, const int (&error)[C], int (&g)[C]) {
-  const int first = lane_id() * C;
-  const bool holds = first < d;
-  const std::int8_t* row = metric + (holds ? first : 0);
+  for (int w = 0; w < 4; ++w) {  // of coordinates 16 m + 4 w on
+    if constexpr (C >= 4) {
+      e[w] = __shfl_sync(~0u, errors[4 * w % C / 4], (16 * m + 4 * w) / C);
+    } else {
+      e[w] = 0;
 #pragma unroll
-  for (int j = 0; j < C; ++j) g[j] = 0;
-  if constexpr (C == 4) {
-    std::uint32_t own = 0;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) own |= (static_cast<std::uint32_t>(error[j]) & 0xffu) << (8 * j);
-#pragma unroll 2
-    for (int e = 0; e < d; e += 4, row += 4 * d) {  // four rows, turned about
-      const int errors = static_cast<int>(__shfl_sync(~0u, own, e / 4));
-      std::uint32_t w[4];
-#pragma unroll
-      for (int k = 0; k < 4; ++k) w[k] = RowPart<4>(row + k * d).words[0];
-      const std::uint32_t a = permute(w[0], w[1], 0x5140), b = permute(w[2], w[3], 0x5140),
-                          c = permute(w[0], w[1], 0x7362), f = permute(w[2], w[3], 0x7362);
-      g[0] = __dp4a(static_cast<int>(permute(a, b, 0x5410)), errors, g[0]);
-      g[1] = __dp4a(static_cast<int>(permute(a, b, 0x7632)), errors, g[1]);
-      g[2] = __dp4a(static_cast<int>(permute(c, f, 0x5410)), errors, g[2]);
-      g[3] = __dp4a(static_cast<int>(permute(c, f, 0x7632)), errors, g[3]);
+      for (int k = 0; k < 4 / C; ++k)
+        e[w] |= __shfl_sync(~0u, errors[0], (16 * m + 4 * w) / C + k) << (8 * C * k);
     }
-  } else {
-#pragma unroll 1
-    for (int e = 0; e < d; e += C)
+  }
+  const std::int8_t* column = metric + (16 * m < d ? 16 * m : 0);
+#pragma unroll(C <= 4 ? 2 : 1)
+  for (int j = 0; j < C; ++j) {
+    int part[kLanes];
 #pragma unroll
-      for (int k = 0; k < C; ++k, row += d) {
-        const int times = __shfl_sync(~0u, error[k], e / C);
-        const RowPart<C> part(row);
+    for (int k = 0; k < kLanes; ++k) {
+      int row = (first + k) * C + j;
+      if (d < 32 * C) row = min(row, d - 1);  // beyond: of no coordinate
+      const int4 w = *reinterpret_cast<const int4*>(column + row * d);
+      part[k] = __dp4a(w.x, static_cast<int>(e[0]), 0);
+      part[k] = __dp4a(w.y, static_cast<int>(e[1]), part[k]);
+      part[k] = __dp4a(w.z, static_cast<int>(e[2]), part[k]);
+      part[k] = __dp4a(w.w, static_cast<int>(e[3]), part[k]);
+    }
 #pragma unroll
-        for (int j = 0; j < C; ++j) g[j] += times * part[j];
+    for (int half = kLanes / 2; half > 0; half /= 2) {
+      const bool high = (m & half) != 0;
+#pragma unroll
+      for (int k = 0; k < half; ++k) {
+        const int given = high ? part[k] : part[k + half], kept = high ? part[k + half] : part[k];
+        part[k] = kept + __shfl_xor_sync(~0u, given, half);
       }
+    }
+#pragma unroll
+    for (int k = 0; k + 1 < C; ++k) g[k] = g[k + 1];
+    g[C - 1] = __int2float_rn(2 * part[0]);
   }
 }
 
@@ -102,75 +92,92 @@ template <int C>
 __device__ inline float flip_codes(const std::int8_t* metric, const std::uint32_t (&levels)[C],
                                    const float (&u)[C], int d, const Coder& coder, std::uint32_t sum_n,
                                    float sum_b, std::uint32_t (&codes)[C]) {
-  const Places places{coder.of[0], 1 << (coder.bits - 1),
-                      __fsqrt_rn(__fdiv_rn(__uint2float_rn(sum_n), sum_b))};
-  const int first = lane_id() * C;
+  constexpr int kOrderBits = std::bit_width(64u * C - 1);  // of 2 coordinates + (0: up, 1: down)
+  const int count = 1 << (coder.bits - 1), first = lane_id() * C;
   const bool holds = first < d;
-  const auto diagonal_at = [&](int j) { return holds ? metric[(first + j) * (d + 1)] : 0; };
-  int place[C], error[C], g[C];
-  Moves moves[C];
+  const PlaceTable table(coder.of[0], count, __fsqrt_rn(__fdiv_rn(__uint2float_rn(sum_n), sum_b)));
+  constexpr int kWords = (C + 3) / 4;
+  float g[C], diagonal[C], up[C], down[C];
+  std::uint32_t errors[kWords] = {}, places[kWords] = {};  // a byte each
 #pragma unroll
   for (int j = 0; j < C; ++j) {
+    const int at = holds ? first + j : 0;
+    diagonal[j] = __int2float_rn(metric[at * (d + 1)]);
     const bool negative = __float_as_uint(u[j]) >> 31 != 0;
     const int index = static_cast<int>(codes[j]), level = static_cast<int>(levels[j]);
-    place[j] = negative ? -1 - index : index;
-    const int off = (negative ? -level : level) - places.steps(place[j]);
-    error[j] = holds ? max(-kLargestError, min(kLargestError, off)) : 0;
-    moves[j] = Moves(places, place[j], diagonal_at(j));
-    if (!holds) moves[j].up = moves[j].down = 0.0f;
+    const int place = negative ? count - 1 - index : count + index;
+    const int off = (negative ? -level : level) - __shfl_sync(~0u, table.steps, place);
+    const int error = holds ? max(-kLargestError, min(kLargestError, off)) : 0;
+    errors[j / 4] |= (static_cast<std::uint32_t>(error) & 0xffu) << (8 * (j % 4));
+    places[j / 4] |= static_cast<std::uint32_t>(place) << (8 * (j % 4));
+    up[j] = table.up_from(place);
+    down[j] = -table.up_from(place - 1);
+    if (!holds) up[j] = down[j] = 0.0f;
   }
-  multiply(metric, d, error, g);
+  multiply_rows<C>(metric, d, errors, g);
 
 #pragma unroll 1
   for (int flip = 0; flip < kFlips; ++flip) {
-    float best = 0.0f;
-    int at = 0;  // 2 j, or 2 j + 1: down
+    float gain_up[C], gain_down[C], best = 0.0f;
 #pragma unroll
     for (int j = 0; j < C; ++j) {
-      const float up = __fmul_rn(moves[j].up, __int2float_rn(moves[j].up_cost - 2 * g[j]));
-      const float down = __fmul_rn(moves[j].down, __int2float_rn(moves[j].down_cost - 2 * g[j]));
-      if (up < best) at = 2 * j;
-      best = up < best ? up : best;
-      if (down < best) at = 2 * j + 1;
-      best = down < best ? down : best;
+      gain_up[j] = __fmul_rn(up[j], __fmaf_rn(up[j], diagonal[j], -g[j]));
+      gain_down[j] = __fmul_rn(down[j], __fmaf_rn(down[j], diagonal[j], -g[j]));
+      best = fminf(best, fminf(gain_up[j], gain_down[j]));
     }
-    // Bits of numbers below 0 are in reverse order.
-    const std::uint32_t own = best < 0.0f ? __float_as_uint(best) : 0u, most = __reduce_max_sync(~0u, own);
-    if (most == 0) break;
-    const int winner = __ffs(static_cast<int>(__ballot_sync(~0u, own == most))) - 1;
-    // Selects, not branches: the arrays stay in registers.
-    const int j_at = at / 2, by = at % 2 == 0 ? 1 : -1;
-    float move = 0.0f;
-    int next = 0;
+    // Of numbers below 0 the bits are in reverse order, and above all others.
+    const std::uint32_t own = __float_as_uint(best), most = __reduce_max_sync(~0u, own);
+    // What this lane's best would change, before it is known whose is taken.
+    std::uint32_t j_at = 0;
+    float best_up = 0.0f;
+#pragma unroll
+    for (int j = C - 1; j >= 0; --j) {
+      const bool here = fminf(gain_up[j], gain_down[j]) == best;
+      j_at = here ? static_cast<std::uint32_t>(j) : j_at;
+      best_up = here ? gain_up[j] : best_up;
+    }
+    const bool goes_up = best_up == best;
+    std::uint32_t word = places[0];
+#pragma unroll
+    for (int w = 1; w < kWords; ++w) word = j_at / 4 == w ? places[w] : word;
+    const int place = static_cast<int>(word >> (8 * (j_at % 4)) & 0xffu), from = goes_up ? place : place - 1;
+    const float apart = table.up_from(from), beyond = table.up_from(goes_up ? from + 1 : from - 1);
+    const float by = goes_up ? apart : -apart;
+    const std::uint32_t order = 2 * (static_cast<std::uint32_t>(first) + j_at) + (goes_up ? 0u : 1u);
+    const std::uint32_t move = order << (32 - kOrderBits) | __float_as_uint(by) >> kOrderBits;
+    if (most <= 0x80000000u) break;
+    // The lowest coordinate's, up before down.
+    const std::uint32_t taken = __reduce_min_sync(~0u, own == most ? move : ~0u);
+    const int row = static_cast<int>(taken >> (33 - kOrderBits));
+    const float minus = -2.0f * __uint_as_float(taken << kOrderBits);
+    const std::int8_t* at = metric + row * d + (holds ? first : 0);
+    std::uint32_t bytes[kWords];
+    if constexpr (C == 1) bytes[0] = static_cast<std::uint8_t>(*at);
+    else if constexpr (C == 2) bytes[0] = *reinterpret_cast<const std::uint16_t*>(at);
+    else
+#pragma unroll
+      for (int w = 0; w < C / 4; ++w) bytes[w] = reinterpret_cast<const std::uint32_t*>(at)[w];
+    const std::uint32_t moved = move == taken ? j_at : 4u * kWords;
+    const std::uint32_t step = goes_up ? 1u << (8 * (moved % 4)) : ~0u << (8 * (moved % 4));
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) places[w] += moved / 4 == w ? step : 0u;
 #pragma unroll
     for (int j = 0; j < C; ++j) {
-      move = j == j_at ? (by > 0 ? moves[j].up : moves[j].down) : move;
-      next = j == j_at ? place[j] + by : next;
+      up[j] = moved == j ? (goes_up ? beyond : apart) : up[j];
+      down[j] = moved == j ? -(goes_up ? apart : beyond) : down[j];
     }
-    const Moves renewed(places, next, diagonal_at(j_at));
-    const bool mine = lane_id() == winner;
 #pragma unroll
-    for (int j = 0; j < C; ++j) {
-      const bool moved = mine && j == j_at;
-      place[j] = moved ? next : place[j];
-      moves[j].up = moved ? renewed.up : moves[j].up;
-      moves[j].down = moved ? renewed.down : moves[j].down;
-      moves[j].up_cost = moved ? renewed.up_cost : moves[j].up_cost;
-      moves[j].down_cost = moved ? renewed.down_cost : moves[j].down_cost;
-    }
-    const int times = __float2int_rn(__shfl_sync(~0u, move, winner));
-    const int row_at = __shfl_sync(~0u, first + j_at, winner);
-    const RowPart<C> row(metric + row_at * d + (holds ? first : 0));
-#pragma unroll
-    for (int j = 0; j < C; ++j) g[j] -= times * row[j];
+    for (int j = 0; j < C; ++j) g[j] = __fmaf_rn(minus, signed_byte(bytes[j / 4] ^ 0x80808080u, j % 4), g[j]);
   }
   std::uint32_t squares = 0;
 #pragma unroll
   for (int j = 0; j < C; ++j) {
-    const auto index = static_cast<std::uint32_t>(place[j] < 0 ? -1 - place[j] : place[j]);
-    const std::uint32_t t = magnitudes_at(places.magnitudes, index) & 0xffu;
+    const int place = static_cast<int>(places[j / 4] >> (8 * (j % 4)) & 0xffu);
+    const bool negative = place < count;
+    const auto index = static_cast<std::uint32_t>(negative ? count - 1 - place : place - count);
+    const std::uint32_t t = magnitudes_at(coder.of[0], index) & 0xffu;
     squares += holds ? t * t : 0u;
-    codes[j] = index | (place[j] < 0 ? 1u << (coder.bits - 1) : 0u);
+    codes[j] = index | (negative ? static_cast<std::uint32_t>(count) : 0u);
   }
   return __uint2float_rn(__reduce_add_sync(~0u, squares));
 }

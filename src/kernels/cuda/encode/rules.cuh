@@ -131,8 +131,9 @@ __device__ inline bool find_part(const Sequences& sequences, int i, std::int64_t
   return true;
 }
 
-// Page index `page` of the part's sequence, KV head `head`.
-__device__ inline std::uint8_t* page_of(const EncodeArgs& a, const Part& part, std::int64_t page, int head) {
+// Page index `page` of the part's sequence, KV head `head`. Args: EncodeArgs, or what has its members.
+template <class Args>
+__device__ inline std::uint8_t* page_of(const Args& a, const Part& part, std::int64_t page, int head) {
   return page_of(a.pages, a.sequences, part.sequence, static_cast<int>(page), head,
                  static_cast<std::int64_t>(a.pages.format.page_bytes()));
 }
@@ -182,8 +183,8 @@ __device__ inline bool find_slot_alone(const EncodeCall& call, std::int64_t slot
 struct FringeSlots {
   std::uint16_t *first, *recent;
 };
-__device__ inline FringeSlots fringe_slots(const EncodeArgs& a, const Part& part, int head,
-                                           std::int64_t position) {
+template <class Args>
+__device__ inline FringeSlots fringe_slots(const Args& a, const Part& part, int head, std::int64_t position) {
   const Fringe& fringe = a.fringe;
   FringeSlots out{nullptr, nullptr};
   if (fringe.data == nullptr) return out;
@@ -192,7 +193,7 @@ __device__ inline FringeSlots fringe_slots(const EncodeArgs& a, const Part& part
       fringe.data + (static_cast<std::int64_t>(part.sequence) * a.pages.kv_heads + head) * slots * vector;
   if (position - part.start < fringe.first) out.first = base + (position - part.start) * vector;
   if (fringe.recent > 0 && position >= part.new_length - fringe.recent)
-    out.recent = base + (fringe.first + position % fringe.recent) * vector;
+    out.recent = base + (fringe.first + static_cast<int>(position) % fringe.recent) * vector;
   return out;
 }
 

@@ -30,9 +30,9 @@ __device__ inline float round_to_11_bits(float x) {
 }
 
 // u in a warp's lanes, fp16 numbers, and its largest magnitude. With kFlip by the head's metric [d, d],
-// unless that is null.
-template <bool kFlip, int C>
-__device__ inline Coded<C> search(const float (&u)[C], float largest, float factor, const EncodeCall& call,
+// unless that is null. A kDim that is not 0 is the head_dim, for shorter code.
+template <bool kFlip, int kDim, int C, class Call>
+__device__ inline Coded<C> search(const float (&u)[C], float largest, float factor, const Call& call,
                                   const Coder& coder, const std::int8_t* metric) {
   Coded<C> out;
   out.scale = 0;
@@ -41,7 +41,8 @@ __device__ inline Coded<C> search(const float (&u)[C], float largest, float fact
   if (largest == 0.0f) return out;
 
   constexpr int kPairs = (C + 1) / 2;
-  const bool holds = lane_id() * C < call.args.pages.format.head_dim;
+  const int d = kDim == 0 ? call.args.pages.format.head_dim : kDim;
+  const bool holds = lane_id() * C < d;
   const float levels_per_unit = round_to_11_bits(__fdiv_rn(static_cast<float>(core::kMaxLevel), largest));
   std::uint32_t pairs[kPairs], levels[C], sum_n = 0;
 #pragma unroll
@@ -78,7 +79,7 @@ __device__ inline Coded<C> search(const float (&u)[C], float largest, float fact
     for (int j = 0; j < C; ++j) out.codes[j] = code_indices(coder, indices[j]);
   }
   if (kFlip && metric != nullptr) {
-    best.b = flip_codes(metric, levels, u, call.args.pages.format.head_dim, coder, sum_n, best.b, out.codes);
+    best.b = flip_codes(metric, levels, u, d, coder, sum_n, best.b, out.codes);
   } else {
     const std::uint32_t sign = 1u << (coder.bits - 1);
 #pragma unroll

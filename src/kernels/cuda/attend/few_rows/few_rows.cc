@@ -129,6 +129,15 @@ bool has_append_kernel(const PageFormat& format, const Config& config) {
 
 // Of more tokens a CTA, encode by itself is as fast.
 constexpr int kMostAppends = 4;
+// Four warps leave none of a multiprocessor's registers to a CTA of the next launch: for more than two tokens
+// a CTA.
+constexpr int kAppendsOfTwoWarps = 2;
+int append_warps(const Plan& plan, int sequences) {
+  return plan.config.split == 1 && sequences > plan.ctas_per_head * kAppendsOfTwoWarps ? 4 : 2;
+}
+int append_bytes(const Plan& plan, int sequences) {
+  return append_warps(plan, sequences) * plan.footprint.append_warp_bytes;
+}
 
 }  // namespace
 
@@ -142,12 +151,10 @@ bool fits(const AttendArgs& a, const Context& context) {
 bool can_append(const AttendArgs& a, const Context& context) {
   const Sequences& s = a.sequences;
   const auto limits = device_limits(context.device.index);
-  // A key_metric makes a key take several times as long: encode has more warps for that.
-  if (!limits.ok() || s.tokens != s.count || a.keys.data == nullptr || a.basis.key_metric != nullptr)
-    return false;
+  if (!limits.ok() || s.tokens != s.count || a.keys.data == nullptr) return false;
   const Plan plan = plan_call(a.pages.format, a.pages.kv_heads, a.q_heads, s.count, s.tokens, limits.value());
   return plan.rows >= a.q_heads / a.pages.kv_heads && has_append_kernel(a.pages.format, plan.config) &&
-         aligned(plan.shared_bytes, 16) + plan.footprint.append_bytes <= limits.value().shared_bytes &&
+         aligned(plan.shared_bytes, 16) + append_bytes(plan, s.count) <= limits.value().shared_bytes &&
          s.count <= plan.ctas_per_head * kMostAppends;
 }
 
@@ -164,7 +171,7 @@ Status attend(const AttendArgs& a, int most_rows, const Context& context, Then t
                        " that fits this device's shared memory");
   Params p;
   p.a = a;
-  p.appends = then == Then::kAppend;
+  p.append_warps = then == Then::kAppend ? append_warps(plan, a.sequences.count) : 0;
   p.group = group;
   p.group_inverse = 1.0f / static_cast<float>(group);
   p.most_rows = most_rows;
@@ -187,6 +194,7 @@ Status attend(const AttendArgs& a, int most_rows, const Context& context, Then t
   p.centre_step = static_cast<int>(format.centre_step_offset());
   constexpr float kLog2e = 1.442695041f;
   p.out_unit = static_cast<float>(1.0 / std::sqrt(static_cast<double>(format.head_dim)));
+  p.centre_unit = static_cast<float>(std::sqrt(static_cast<double>(format.head_dim)));
   p.query_unit = a.softcap > 0 ? a.scale / a.softcap * p.out_unit : a.scale * kLog2e * p.out_unit;
   p.own_unit = a.softcap > 0 ? a.scale / a.softcap : a.scale * kLog2e;
   p.cap = a.softcap * kLog2e;
@@ -197,8 +205,8 @@ Status attend(const AttendArgs& a, int most_rows, const Context& context, Then t
   p.cta_parts = reinterpret_cast<float*>(workspace + kZeroBytes);
   p.warp_parts = reinterpret_cast<float*>(workspace + kZeroBytes + areas.cta_parts);
   p.append_at = aligned(plan.shared_bytes, 16);
-  return plan.instance->launch(plan.config, p, p.append_at + (p.appends ? plan.footprint.append_bytes : 0),
-                               context);
+  return plan.instance->launch(plan.config, p,
+                               p.append_at + p.append_warps * plan.footprint.append_warp_bytes, context);
 }
 
 std::size_t workspace_bytes(const PageFormat& format, int kv_heads, int q_heads, std::int64_t tokens,

@@ -18,7 +18,7 @@ inline constexpr std::size_t kCounterBytes = kMostCtas * kMostTileRows * sizeof(
 inline constexpr std::size_t kMailRows = 2 * kTileRows, kMailRowBytes = (256 + 8) * sizeof(float);
 inline constexpr std::size_t kZeroBytes = kCounterBytes + kMostCtas * kMailRows * kMailRowBytes;
 
-// Whether the launch can encode the call's own tokens too: one a sequence, few enough of them, no key_metric.
+// Whether the launch can encode the call's own tokens too: one a sequence, few enough of them.
 bool can_append(const AttendArgs& args, const Context& context);
 
 enum class Then { kNothing, kAppend };
@@ -37,7 +37,7 @@ struct Footprint {
   int fixed_bytes, streams;
   int slots;               // of a ring, at most
   int split, part_floats;  // parts a stream; of a part
-  int append_bytes;        // more, if the launch appends too
+  int append_warp_bytes;   // more for each warp that appends
 };
 
 // One a head_dim, in head_dim_<dim>.cu.

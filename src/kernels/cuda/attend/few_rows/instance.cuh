@@ -43,7 +43,7 @@ Footprint footprint(const Config& config, int sequences) {
     using S = decltype(shape);
     static_assert(S::kWide || S::kPartFloats * sizeof(float) <= kMailRows * kMailRowBytes);
     int append = 0;
-    if constexpr (!S::kWide) append = append_bytes<Appending<S>>();
+    if constexpr (!S::kWide) append = append_warp_bytes<S>();
     return Footprint{
         SharedLayout<S>::fixed_bytes(sequences), S::kStreams, S::kSlots, S::kSplit, S::kPartFloats, append};
   });
@@ -53,16 +53,17 @@ template <int kDim>
 Status launch_config(const Config& config, const Params& params, int shared_bytes, const Context& context) {
   const auto launch_shape = [&](auto shape) {
     using S = decltype(shape);
-    return launch({.name = "attend (few_rows)",
-                   .grid = dim3(static_cast<unsigned>(params.ctas_per_head),
-                                static_cast<unsigned>(params.a.pages.kv_heads)),
-                   .block = dim3((kWarps + S::kAppendWarps) * 32),
-                   .shared_bytes = static_cast<std::size_t>(shared_bytes),
-                   .overlap = true},
-                  context, few_rows_kernel<S>, params);
+    return launch(
+        {.name = "attend (few_rows)",
+         .grid = dim3(static_cast<unsigned>(params.ctas_per_head),
+                      static_cast<unsigned>(params.a.pages.kv_heads)),
+         .block = dim3(static_cast<unsigned>(kWarps + (S::kAppends ? params.append_warps : 0)) * 32),
+         .shared_bytes = static_cast<std::size_t>(shared_bytes),
+         .overlap = true},
+        context, few_rows_kernel<S>, params);
   };
   if constexpr (kDim <= kMostAppendDim)  // those that has_append_kernel() names
-    if (params.appends) {
+    if (params.append_warps > 0) {
       if (config.split == 2) return launch_shape(Appending<Shape<kDim, 1, 4, 2>>{});
       return launch_shape(Appending<Shape<kDim, 1, 4>>{});
     }

@@ -20,7 +20,7 @@
 //   wide/         the same for 16 and 32 rows
 // clang-format on
 //
-// A CTA of 8 warps an SM, and two more where it appends. Each stream (a warp, or several that share pages)
+// A CTA of 8 warps an SM, and two or four more where it appends. Each stream (a warp, or several that share pages)
 // walks its range of units on its own: no barrier until all are done. docs/attend.md derives the design and
 // says what was measured.
 namespace turboquant::kernels::cuda::few_rows {
@@ -41,7 +41,7 @@ __device__ __forceinline__ Team first_team(const Cta<S>& cta, const Segment& seg
 
 template <class S>
 __global__ void __launch_bounds__(S::kRegisterWarps * 32) few_rows_kernel(const __grid_constant__ Params p) {
-  constexpr int kThreads = (kWarps + S::kAppendWarps) * 32;
+  const int threads = S::kAppends ? static_cast<int>(blockDim.x) : kWarps * 32;
   extern __shared__ __align__(128) std::uint8_t shared[];
   const int warp = uniform(static_cast<int>(threadIdx.x >> 5)), lane = static_cast<int>(threadIdx.x & 31);
   const int stream = warp / S::kSharing, in_stream = warp % S::kSharing;
@@ -66,12 +66,12 @@ __global__ void __launch_bounds__(S::kRegisterWarps * 32) few_rows_kernel(const 
                rings + stream * p.stages * p.slot_bytes,
                shared_address(barriers + stream * kMaxStages),
                shared_address(barriers + (kWarps + stream) * kMaxStages),
-               in_stream == 0 && (S::kAppendWarps == 0 || warp < kWarps)};
+               in_stream == 0 && (!S::kAppends || warp < kWarps)};
   ring.init();
   if (threadIdx.x <= S::kStreams) records[threadIdx.x].rows = 0;
   if (!p.a.settled) wait_for_previous_kernel();
   // Asked for all at once: where other CTAs read pages, each round of loads takes a microsecond.
-  static_assert(S::kDim <= kThreads);
+  static_assert(S::kDim <= kWarps * 32);
   const int thread = static_cast<int>(threadIdx.x), sign_at = kv_head * S::kDim + thread;
   float sign_of_query = 0, sign_of_value = 0;
   if (thread < S::kDim) {
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(S::kRegisterWarps * 32) few_rows_kernel(const 
   }
   prefetch_page_table(p);
 #pragma unroll 1
-  for (int i = thread; i < p.a.sequences.count; i += kThreads) {
+  for (int i = thread; i < p.a.sequences.count; i += threads) {
     const Sequence sequence = sequence_of<S>(p, i);
     sums[i + 1] = sequence.tiles * sequence.units();
   }
@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(S::kRegisterWarps * 32) few_rows_kernel(const 
   // Others have units, and wait for the previous kernel, so that the next one still comes after it.
   if (is_short && index >= p.short_ctas && units > 0) return;
   const int cta_begin = min(ctas.begin(index), units), cta_end = min(ctas.begin(index + 1), units);
-  if constexpr (S::kAppendWarps > 0)
+  if constexpr (S::kAppends)
     if (warp >= kWarps) {
       append_tokens<S>(p, sums, kv_head, cta_begin, cta_end, shared + p.append_at);
       return;
@@ -191,7 +191,7 @@ __global__ void __launch_bounds__(S::kRegisterWarps * 32) few_rows_kernel(const 
   }
   if constexpr (S::kSharing > 1 && S::kSplit == 1) cta_sync<S>();  // all its warps have read the ring
   if (keeps_part) store_part<S>(p, running, in_tile, cta.last_part(stream, in_part));
-  if constexpr (S::kAppendWarps > 0) say_read<S>();
+  if constexpr (S::kAppends) say_read();
   cta_sync<S>();
   merge<S>(cta);
 }

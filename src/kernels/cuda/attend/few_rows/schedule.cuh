@@ -136,7 +136,7 @@ __device__ __forceinline__ void stream_sync() {
 // All warps that have streams: not those that append.
 template <class S>
 __device__ __forceinline__ void cta_sync() {
-  if constexpr (S::kAppendWarps == 0) __syncthreads();
+  if constexpr (!S::kAppends) __syncthreads();
   else asm volatile("bar.sync 5, %0;" ::"n"(32 * kWarps) : "memory");
 }
 

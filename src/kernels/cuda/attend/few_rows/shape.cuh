@@ -28,7 +28,7 @@ struct Shape {
   static constexpr bool kTeams = kTiles == 1;  // warps that begin in one segment make its queries together
   static constexpr int kSharing = kSplit, kStreams = kWarps / kSharing;  // warps that read a stream of pages
   static constexpr int kSlots = 2;                                       // of a stream's ring, at most
-  static constexpr int kAppendWarps = 0;                                 // see Appending
+  static constexpr bool kAppends = false;                                // see Appending
   static constexpr int kRegisterWarps = kSplit > 1 ? kWarps * 3 / 2 : kWarps;  // that an SM has registers for
   static constexpr int kStep =
       kSplit == 1 && (kTiles == 1 || kDim <= 128) ? 64 : 32;  // tokens whose scores are in registers at once
@@ -54,8 +54,8 @@ struct Shape {
 // alone would take longer for their code.
 template <Narrow S>
 struct Appending : S {
-  static constexpr int kAppendWarps = 2;  // a third warp on two of the four schedulers: 168 registers
-  static constexpr int kRegisterWarps = S::kSplit > 1 ? S::kRegisterWarps : kWarps + kAppendWarps;
+  static constexpr bool kAppends = true;
+  static constexpr int kRegisterWarps = kWarps + kMostAppendWarps;  // a third warp a scheduler: 168 registers
 };
 
 // The magnitudes of 4-bit codes, or all values of 2- and 3-bit ones, as the bytes that PRMT chooses from.

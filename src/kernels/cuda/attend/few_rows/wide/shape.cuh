@@ -17,7 +17,7 @@ struct WideShape {
   static constexpr bool kWide = true;
   static constexpr int kBits = kBits_;
   static constexpr bool kTeams = true;
-  static constexpr int kAppendWarps = 0;
+  static constexpr bool kAppends = false;
   static constexpr int kDim = kHeadDim, kRows = kRows_, kSharing = kSharing_;
   static constexpr int kSplit = 1, kStreams = kWarps / kSharing;
   static constexpr int kSlots = 2 * kSharing, kRegisterWarps = kWarps;  // as in Shape
