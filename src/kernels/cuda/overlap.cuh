@@ -5,7 +5,8 @@
 namespace turboquant::kernels::cuda {
 
 // Returns when the stream's previous kernel has ended and its writes are seen. Every thread block calls it
-// before it reads what that kernel may write, and before it writes anything.
+// before it reads what that kernel may write, and before it writes anything. One launch calls it last: the
+// fringe of a prefill, behind the prefill's own launch (docs/adr/0005).
 __device__ inline void wait_for_previous_kernel() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
