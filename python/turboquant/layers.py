@@ -13,7 +13,7 @@ from ._errors import translated
 from .calibration import Calibration
 from .carrier import Carrier, Step, in_rows, rows_of
 from .held import Held
-from .metric import Growth, begun, metric_for
+from .metric import Growth, begun
 from .options import LastOptions, Options
 from .pages import PAGE_TOKENS, PagePool, PageTable
 from .prepared import Prepared
@@ -188,7 +188,7 @@ class TurboQuantLayer(CacheLayerMixin):
         arguments = (
             *own, token_starts, pages.pool.data, pages.table, self._lengths(), self.starts_tensor, self.fringe,
             self.recent_starts, self.key_signs, self.query_signs, self.value_signs, self.base, options.sinks, *numbers, workspace,
-            metric_for(self.key_metric, tokens),
+            self.key_metric,
         )  # fmt: skip
         try:
             out = ops.attend_encode(*arguments)
@@ -258,7 +258,7 @@ class TurboQuantLayer(CacheLayerMixin):
         """Encodes the step's tokens, or holds them."""
         if step.tokens:
             if self.pages.length:
-                self._encode(step.keys, step.values, self.key_signs, metric_for(self.key_metric, step.tokens))
+                self._encode(step.keys, step.values, self.key_signs, self.key_metric)
             else:
                 self._begin(step)
         self._stored(step)
@@ -281,7 +281,7 @@ class TurboQuantLayer(CacheLayerMixin):
                 growth = growth or Growth(held.queries.shape[1], query_signs)
                 growth.see(held.queries, self.starts_tensor, query_signs, self.base)
                 metric = growth.metric
-        self._encode(held.keys, held.values, key_signs, metric_for(metric, held.tokens))
+        self._encode(held.keys, held.values, key_signs, metric)
         self.key_signs, self.query_signs, self.key_metric = key_signs, query_signs, metric
         self.growth = growth if growth is not None and settings.metric_grows and not growth.done else None
         self.basis_known, self.held = True, None

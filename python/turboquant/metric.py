@@ -67,9 +67,3 @@ def begun(calibration: Calibration | None, index: int, query_signs: torch.Tensor
     growth = Growth(queries.shape[0], query_signs)
     growth.see(queries[None].to(query_signs.device, non_blocking=True), None, query_signs, base)
     return growth
-
-
-def metric_for(metric: torch.Tensor | None, tokens: int) -> torch.Tensor | None:
-    """The metric that a call of so many tokens a sequence is coded with. A single token is a step of decoding: it is coded by the
-    launch that attends, which a metric's moves would make longer (docs/adr/0008)."""
-    return metric if tokens > 1 else None

@@ -11,7 +11,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from . import ops
 from .carrier import in_rows, rows_of
-from .metric import Growth, begun, metric_for
+from .metric import Growth, begun
 from .settings import CacheSettings, sign_seed
 from .static_mask import read_first_mask, read_later_mask
 from .static_state import StaticState, allocates, fixed
@@ -198,7 +198,7 @@ class TurboQuantStaticLayer(CacheLayerMixin):
         # Settled: all but the call's own is of the step before, and a model has kernels in between. Sinks may be converted just now.
         settled = tokens == 1 and options.sinks is None and state.unseen()
         if encode:
-            return ops.attend_encode(*(in_rows(x) for x in own), *rest, key_signs, *basis, *numbers, settled, workspace, metric_for(self.key_metric, tokens))
+            return ops.attend_encode(*(in_rows(x) for x in own), *rest, key_signs, *basis, *numbers, settled, workspace, self.key_metric)
         out, _ = ops.attend(*(rows_of(x) for x in own), *rest, *basis, *numbers, settled, workspace)
         return out.view(batch, tokens, heads, head_dim)
 
@@ -207,7 +207,7 @@ class TurboQuantStaticLayer(CacheLayerMixin):
         ops.encode(
             rows_of(step.keys), rows_of(step.values), state.token_starts(step.tokens), state.table, state.position(step.tokens),
             state.starts, self.pages, self.fringe, state.recent_starts, self.key_signs, self.all_signs[2], self.base,
-            *state.widths, False, metric_for(self.key_metric, step.tokens),
+            *state.widths, False, self.key_metric,
         )  # fmt: skip
 
     def take_balance(self, step: StaticStep, query: torch.Tensor) -> None:

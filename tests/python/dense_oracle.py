@@ -12,7 +12,6 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, Dynam
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from turboquant import ops
 from turboquant.cache import HOLD
-from turboquant.metric import metric_for
 from turboquant.settings import sign_seed
 
 NAME = "turboquant_oracle"
@@ -136,7 +135,7 @@ class OracleLayer(CacheLayerMixin):
         ops.encode(
             keys, values, rows, table, lengths, self.starts, self.pages.view(-1, *self.pages.shape[2:]), self.fringe,
             self.recent_starts, self.xi / self.s, self.value_signs, self.base, *self.bits, self.first, False,
-            metric_for(self.metric, tokens),
+            self.metric,
         )  # fmt: skip
         self.length += tokens
 

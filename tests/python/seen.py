@@ -16,7 +16,6 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from turboquant import ops
 from turboquant.layers import TurboQuantLayer
-from turboquant.metric import metric_for
 
 NAME = "turboquant_seen"
 
@@ -69,7 +68,7 @@ class Seen(CacheLayerMixin):
             ops.encode(
                 *rows, token_starts, table, torch.full_like(lengths, begin), starts, pages, fringe,
                 None if fringe is None else torch.zeros_like(lengths), layer.key_signs, layer.value_signs, layer.base, *bits,
-                0 if fringe is None else tokens, False, metric_for(layer.key_metric, keys.shape[2]),
+                0 if fringe is None else tokens, False, layer.key_metric,
             )  # fmt: skip
 
         count = -(-tokens // 64)
