@@ -12,7 +12,7 @@ from torch import Tensor
 from fidelity.attended import attended_balance
 from fidelity.codec import Coded, Layer
 from turboquant import ops
-from turboquant.metric import Growth, metric_for
+from turboquant.metric import Growth
 from turboquant.settings import sign_seed
 
 PAGE_TOKENS = 64
@@ -60,11 +60,11 @@ class Recipe:
         starts = {size: torch.tensor([0, size], dtype=torch.int32, device=device) for size, _ in calls}
         done = 0
         metric = None
-        for size, steps in calls:
+        for size, _ in calls:
             metric = metrics.get(done, metric)
             ops.encode(
                 keys[done : done + size], values[done : done + size], starts[size], table, lengths, None, pages, None, None,
-                key_signs, value_signs, base, self.k_bits, self.v_bits, 0, False, metric_for(metric, 1 if steps else size),
+                key_signs, value_signs, base, self.k_bits, self.v_bits, 0, False, metric,
             )  # fmt: skip
             done += size
             lengths += size

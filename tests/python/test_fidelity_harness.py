@@ -246,7 +246,10 @@ def test_tokens_appended_one_by_one_are_coded_as_by_a_cache_that_gets_them_so():
     product = TurboQuantLayer(settings, 0)
     for token in range(200):
         product.update(given.keys[None, :, token : token + 1], given.values[None, :, token : token + 1])
-        product.attended(product.pending, given.query[None, :, token : token + 1])
+        query = given.query[None, :, token : token + 1]
+        if product.growth is not None:  # as attention does
+            product.grow(product.pending, query)
+        product.attended(product.pending, query)
     keys, values = product.dequantize(torch.float32)
     row = variants()["recipe 4/4 append"].build(Context(4, 64, dict))
     assert row.keys.hold == row.values.hold == HOLD
