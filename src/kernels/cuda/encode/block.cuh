@@ -29,7 +29,7 @@ struct BlockPlan {
   int row_count;  // key vectors that are kept
   int image_bytes;
 
-  __host__ __device__ int bytes(int n) const {  // of a group of keys; of values too, unless direct
+  __host__ __device__ constexpr int bytes(int n) const {  // of a group of keys; of values too, unless direct
     return image_bytes + n * 4 * ((direct ? 0 : row_count) + 5 + warps) + n + 5 * kPageTokens + 16;
   }
 };

@@ -25,14 +25,13 @@ Status encode(const EncodeArgs& args, const Context& context) {
   const std::int64_t slots = std::min(sequences.tokens, by_page);
   const auto limits = device_limits(context.device.index);
   if (!limits.ok()) return limits.error();
-  if (prefill_serves(args, slots, limits.value())) {
+  const bool flips = args.basis.key_metric != nullptr;
+  if (prefill_serves(args, slots, limits.value()) && (!flips || flip_keys_serve(limits.value()))) {
     Status status = launch_prefill(call, slots, limits.value(), context);
-    return status.ok() && args.basis.key_metric != nullptr
-               ? launch_flip_keys(call, slots, limits.value(), context)
-               : status;
+    return status.ok() && flips ? launch_flip_keys(call, slots, limits.value(), context) : status;
   }
   const bool direct = sequences.tokens <= sequences.count;
-  if (args.basis.key_metric != nullptr) return launch_flips(call, slots, direct, context);
+  if (flips) return launch_flips(call, slots, direct, context);
   return launch_pages_with<false>(call, slots, direct, context);
 }
 

@@ -15,7 +15,8 @@ struct DeviceLimits;
 bool prefill_serves(const EncodeArgs& args, std::int64_t slots, const DeviceLimits& limits);
 Status launch_prefill(const EncodeCall& call, std::int64_t slots, const DeviceLimits& limits,
                       const Context& context);
-// encode/flip_keys.cu: what a key_metric changes behind launch_prefill().
+// encode/flip_keys.cu: what a key_metric changes behind launch_prefill(); whether it can.
+bool flip_keys_serve(const DeviceLimits& limits);
 Status launch_flip_keys(const EncodeCall& call, std::int64_t slots, const DeviceLimits& limits,
                         const Context& context);
 // encode/flips.cu: with a key_metric. direct: a token a sequence.

@@ -75,7 +75,10 @@ __device__ inline void flip_list(const EncodeCall& call, int count, int head, ui
   }
 }
 
-// Keys that wait for those of the list's pages, by the whole block.
+// Keys that wait for those of the list's pages, by the whole block, whose warps are done with their memory.
+static_assert(kFlipThreads == 32 * kPageWarps);
+static_assert(plan_of({kPrefillDim, 4, 4}, kPrefillDim, false).bytes(kPrefillDim) <=
+              sizeof(FlipShared::warps));
 __device__ inline void encode_followers(const EncodeCall& call, int count, int head, const BlockPlan& plan,
                                         FlipShared& shared) {
   const Block block = carve_block<kPrefillDim / 32>(reinterpret_cast<unsigned char*>(shared.warps), plan);
@@ -129,6 +132,10 @@ __global__ void __launch_bounds__(kFlipThreads, 1)
 }
 
 }  // namespace
+
+bool flip_keys_serve(const DeviceLimits& limits) {
+  return static_cast<std::size_t>(limits.shared_bytes) >= sizeof(FlipShared);
+}
 
 Status launch_flip_keys(const EncodeCall& call, std::int64_t slots, const DeviceLimits& limits,
                         const Context& context) {

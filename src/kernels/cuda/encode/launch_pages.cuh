@@ -13,8 +13,8 @@ inline constexpr int kPageWarps = 8;
 inline constexpr int kRowBytes = 32 * 1024;  // of rotated keys that a block keeps
 
 // n: 32 coordinates_per_lane().
-inline BlockPlan plan_of(const PageFormat& format, int n, bool direct) {
-  BlockPlan plan;
+constexpr BlockPlan plan_of(const PageFormat& format, int n, bool direct) {
+  BlockPlan plan{};
   plan.direct = direct;
   plan.warps = direct ? 1 : kPageWarps;
   plan.row_count = direct ? plan.warps : std::min(kPageTokens, kRowBytes / (4 * n));
