@@ -20,9 +20,9 @@
 //   wide/         the same for 16 and 32 rows
 // clang-format on
 //
-// A CTA of 8 warps an SM, and two or four more where it appends. Each stream (a warp, or several that share pages)
-// walks its range of units on its own: no barrier until all are done. docs/attend.md derives the design and
-// says what was measured.
+// A CTA of 8 warps an SM, and two or four more where it appends. Each stream (a warp, or several that share
+// pages) walks its range of units on its own: no barrier until all are done. docs/attend.md derives the
+// design and says what was measured.
 namespace turboquant::kernels::cuda::few_rows {
 
 // The team of the streams whose first unit is of the same segment. All but its last member end in it, so that

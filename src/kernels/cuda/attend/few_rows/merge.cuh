@@ -285,7 +285,7 @@ __device__ __forceinline__ void merge_segment_rows(const Cta<S>& cta, const Reco
 // Adds the parts of all segments that streams share, kFinishRows rows at a time. The r-th such rows of one
 // that begins in stream s are for warp s kSharing + r (mod 8), of one that an earlier CTA began for warp 4 +
 // r.
-template <Narrow S>
+template <class S>
 __device__ __forceinline__ void merge(const Cta<S>& cta) {
   const int warp = uniform(static_cast<int>(threadIdx.x >> 5)), lane = static_cast<int>(threadIdx.x & 31);
   // Lane r: whether this warp has r-th rows to do.
@@ -305,10 +305,11 @@ __device__ __forceinline__ void merge(const Cta<S>& cta) {
   }
 }
 
-// The same where a segment's rows are for several warps: all such rows in turn, so that no warp has two where
-// another has none. First those of the segment that an earlier CTA began.
+// The same for 16 rows, which are for four warps: all such rows in turn, so that no warp has two where
+// another has none. First those of the segment that an earlier CTA began. The last of 32 rows see more own
+// tokens: they are for other warps in each segment, as above.
 template <Wide S>
-__device__ __forceinline__ void merge(const Cta<S>& cta) {
+requires(S::kTileTotal == 16) __device__ __forceinline__ void merge(const Cta<S>& cta) {
   const int warp = uniform(static_cast<int>(threadIdx.x >> 5)), lane = static_cast<int>(threadIdx.x & 31);
   const int record = lane == 0 ? S::kStreams : min(lane - 1, S::kStreams - 1);  // of this lane
   const int here = lane <= S::kStreams ? (cta.records[record].rows + S::kFinishRows - 1) / S::kFinishRows : 0;
