@@ -33,7 +33,7 @@ class TurboQuantCache(Cache):
     `Calibration`) that `python -m turboquant.calibrate` wrote takes them from there. `hold`: a cache of fewer tokens keeps them
     as the model gave them, and codes them all at once when there are that many, since a page wants its tokens' mean and a balance
     its queries; 0 codes each call at once. `metric` chooses codes of keys by what queries, of the first 2,048 tokens at most, make of their errors:
-    `head_dim ** 2` bytes a KV head, and a slower encode. `seed` draws
+    `head_dim ** 2` bytes a KV head, five times as many while it grows, and a slower encode. `seed` draws
     the rotations: the same seed and calls give the same bytes. `max_tokens` allocates pages for that many
     tokens (padding included) of each sequence at the first call; without it they grow. `offloading` keeps
     the pages of layers that do not compute in host memory. What is not supported is refused here, with the

@@ -250,7 +250,10 @@ class TurboQuantLayer(CacheLayerMixin):
         """The queries of a call behind tokens in pages, before it: the metric is to be made of them too. After an error of
         the call they stay counted."""
         if step.unread == self.readers and query.shape[2] == step.tokens:
-            self.growth.see(query, None, self.query_signs, self.base)
+            starts = self.starts_tensor
+            if starts is not None:  # of this call, where padding goes on
+                starts = (starts - step.history).clamp_(min=0) if max(self.starts) > step.history else None
+            self.growth.see(query, starts, self.query_signs, self.base)
             if self.growth.done:
                 self.growth = None
 
@@ -278,12 +281,13 @@ class TurboQuantLayer(CacheLayerMixin):
                 balance = ops.balance(rows_of(held.queries), rows_of(held.keys), token_starts, self.starts_tensor)
                 key_signs, query_signs = self.signs / balance, self.signs * balance
             if settings.metric:
-                growth = growth or Growth(held.queries.shape[1], query_signs)
-                growth.see(held.queries, self.starts_tensor, query_signs, self.base)
+                growth = Growth(held.queries.shape[1], query_signs) if growth is None else growth.copy()
+                growth.see(held.queries, self.starts_tensor, query_signs, self.base, make=True)
                 metric = growth.metric
         self._encode(held.keys, held.values, key_signs, metric)
         self.key_signs, self.query_signs, self.key_metric = key_signs, query_signs, metric
-        self.growth = growth if growth is not None and settings.metric_grows and not growth.done else None
+        grows = settings.metric_grows and held.queries is not None and growth is not None and not growth.done
+        self.growth = growth if grows else None
         self.basis_known, self.held = True, None
 
     def _encode(self, keys: torch.Tensor, values: torch.Tensor, key_signs: torch.Tensor, metric: torch.Tensor | None) -> None:

@@ -27,11 +27,12 @@ class Growth:
 
     def __init__(self, q_heads: int, query_signs: torch.Tensor) -> None:
         kv_heads, head_dim = query_signs.shape
+        self.q_heads = q_heads
         self.moment = torch.empty((kv_heads, head_dim, head_dim), dtype=torch.int32, device=query_signs.device)
         self.metric = torch.empty_like(self.moment, dtype=torch.int8)
-        # Twice as many are never seen: the last call begins with fewer, and brings so many at most.
-        self.most = min(QUERY_TOKENS, ops.METRIC_QUERIES * kv_heads // q_heads // 2)
-        self.tokens = 0  # seen
+        # Three times as many are never seen: the last call begins with fewer, and brings fewer than twice as many.
+        self.most = min(QUERY_TOKENS, ops.METRIC_QUERIES * kv_heads // q_heads // 3)
+        self.tokens = 0  # seen, padding of those calls included
         self.passed = self.due = 0  # tokens that came, seen or not; and when the metric is to be made again
         self.steps = 0  # of one token a sequence, once not all are seen
 
@@ -39,21 +40,31 @@ class Growth:
     def done(self) -> bool:
         return self.tokens >= self.most
 
-    def see(self, query: torch.Tensor, starts: torch.Tensor | None, query_signs: torch.Tensor, base: torch.Tensor | None) -> None:
-        """query [batch, q_heads, tokens, head_dim] of a call, of a long one evenly spaced ones. `starts`: tokens of padding in it."""
+    def copy(self) -> Growth:
+        other = Growth(self.q_heads, self.moment[:, 0])  # as large
+        other.moment.copy_(self.moment)
+        other.metric.copy_(self.metric)
+        other.tokens, other.passed, other.due, other.steps = self.tokens, self.passed, self.due, self.steps
+        return other
+
+    def see(
+        self, query: torch.Tensor, starts: torch.Tensor | None, query_signs: torch.Tensor, base: torch.Tensor | None, make: bool = False
+    ) -> None:
+        """query [batch, q_heads, tokens, head_dim] of a call, of a long one evenly spaced ones: `most` or more. `starts`: tokens of padding
+        in it. `make`: the metric in any case."""
         batch, _, tokens, _ = query.shape
-        self.passed += batch * tokens
-        if tokens == 1 and self.tokens >= ALL_STEPS:
-            self.steps += 1
-            if self.steps % STEPS:
-                return
-        step = max(-(-batch * tokens // self.most), 1)
+        passed, steps = self.passed + batch * tokens, self.steps + (tokens == 1 and self.tokens >= ALL_STEPS)
+        if steps != self.steps and steps % STEPS and not make:
+            self.passed, self.steps = passed, steps
+            return
+        step = max(batch * tokens // self.most, 1)
+        seen = self.tokens + batch * tokens // step
+        make = make or passed >= self.due or seen >= self.most
         query = query if query.stride(3) == 1 else query.contiguous()
-        begins, self.tokens = self.tokens == 0, self.tokens + batch * tokens // step
-        make = self.passed >= self.due or self.done
+        ops.key_metric(query, starts, query_signs, base, step, self.tokens == 0, self.moment, self.metric if make else None)
+        self.passed, self.steps, self.tokens = passed, steps, seen
         if make:
-            self.due = self.passed + MADE
-        ops.key_metric(query, starts, query_signs, base, step, begins, self.moment, self.metric if make else None)
+            self.due = passed + MADE
 
 
 def begun(calibration: Calibration | None, index: int, query_signs: torch.Tensor, base: torch.Tensor | None) -> Growth | None:

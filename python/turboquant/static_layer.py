@@ -103,9 +103,14 @@ class TurboQuantStaticLayer(CacheLayerMixin):
         self.key_metric = None
         if settings.metric:
             self.key_metric = fixed(torch.zeros((kv_heads, head_dim, head_dim), dtype=torch.int8, device=device))
+        self.begun: Growth | None = None  # the metric of a calibration's queries
         self.begin_basis()
         base = ops.hadamard_base(head_dim)
         self.base = None if base.shape[0] == 1 else fixed(base.to(device, non_blocking=True))
+        if settings.metric and (growth := begun(settings.calibration, self.index, self.all_signs[1], self.base)) is not None:
+            self.begun = growth
+            fixed(growth.moment)
+            self.key_metric.copy_(fixed(growth.metric))
         self.is_initialized = True
 
     def _allocate(self) -> None:
@@ -217,15 +222,17 @@ class TurboQuantStaticLayer(CacheLayerMixin):
             self._set_balance(balance)
         if self.key_metric is not None:
             query_signs = self.all_signs[1]
-            growth = begun(self.settings.calibration, self.index, query_signs, self.base) or Growth(query.shape[1], query_signs)
-            growth.see(query, state.starts, query_signs, self.base)
+            growth = Growth(query.shape[1], query_signs) if self.begun is None else self.begun.copy()
+            growth.see(query, state.starts, query_signs, self.base, make=True)
             self.key_metric.copy_(growth.metric)
 
     def begin_basis(self) -> None:
-        """Balance 1 and a metric of 0 until the first call brings its own; a calibration's balance for good."""
+        """Balance 1 and a metric of 0 until the first call brings its own; a calibration's balance for good, and a metric of its queries."""
         calibration = self.settings.calibration
         self.basis_known = calibration is not None and not self.settings.metric
-        if self.key_metric is not None:
+        if self.begun is not None:
+            self.key_metric.copy_(self.begun.metric)
+        elif self.key_metric is not None:
             self.key_metric.zero_()
         self._set_balance(balance_from(calibration, self.index, self.signs) if calibration else torch.ones_like(self.signs))
 
@@ -261,6 +268,7 @@ class TurboQuantStaticLayer(CacheLayerMixin):
         parts = {
             "pages": (self.pages,),
             "fringe": (self.fringe,),
-            "signs": (self.signs, self.all_signs, self.base, self.key_metric),
+            "signs": (self.signs, self.all_signs, self.base, self.key_metric)
+            + ((self.begun.moment, self.begun.metric) if self.begun is not None else ()),
         }
         return {name: sum(t.nbytes for t in tensors if t is not None) for name, tensors in parts.items()}

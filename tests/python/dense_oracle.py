@@ -124,9 +124,9 @@ class OracleLayer(CacheLayerMixin):
             behind = tokens == 1 and sum(len(x) * x.shape[2] for x, _ in self.seen) >= 128
             self.steps += behind
             if sees := not behind or self.steps % 8 == 0:
-                self.seen.append((queries, None))
+                self.seen.append((queries, torch.clamp(self.starts - self.length, min=0)))
         self.passed += batch * tokens
-        if self.with_metric and sees and self.passed >= self.due:  # of all that were seen
+        if self.with_metric and sees and (self.passed >= self.due or self.length == 0):  # of all that were seen
             self.due = self.passed + 64
             moment = torch.empty(self.heads, self.dim, self.dim, dtype=torch.int32, device=keys.device)
             self.metric = torch.empty_like(moment, dtype=torch.int8)

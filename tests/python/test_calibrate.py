@@ -101,13 +101,38 @@ def test_a_metric_begins_with_the_files_queries_and_goes_on_with_the_caches_own(
             observe(model, ids[0], lambda a: seen.update({a.index: a.query[None]}))
         generate(model, implementation, cache, {"input_ids": ids}, tokens=2)
         own = [seen[1]] if seen else []
-        assert torch.equal(layer.key_metric, metric_of(layer, queries, *own)) and layer.growth.tokens == 128 + 80 * len(own)
+        assert torch.equal(layer.key_metric, metric_of(layer, queries, *own))
+        assert layer.growth.tokens == 208 if own else layer.growth is None  # whose queries are not seen will not grow
         layer.reset()
         assert torch.equal(layer.key_metric, metric_of(layer, queries)) and layer.growth.tokens == 128
         if implementation == "turboquant":
             with torch.no_grad():
                 enable(model)(ids, past_key_values=static)
             assert torch.equal(static.layers[1].key_metric, metric_of(layer, queries, *own))
+
+
+def test_few_tokens_of_a_first_call_are_seen_too(file, model):
+    metrics = []
+    for seed in (1, 2):
+        cache = TurboQuantStaticCache(model.config, 200, balance=file)
+        with torch.no_grad():
+            enable(model)(prompt(tokens=40, seed=seed)["input_ids"], past_key_values=cache)
+        metrics.append(cache.layers[1].key_metric.clone())
+        cache.reset()
+        assert torch.equal(cache.layers[1].key_metric, cache.layers[1].begun.metric)
+    assert not torch.equal(*metrics)
+
+
+def test_a_first_call_that_fails_leaves_the_files_queries_alone(file, model, monkeypatch):
+    cache, ids = TurboQuantCache(model.config, balance=file), prompt(tokens=80)["input_ids"]
+    with torch.no_grad(), monkeypatch.context() as patch:
+        patch.setattr(ops, "encode", lambda *_: (_ for _ in ()).throw(RuntimeError("no such luck")))
+        with pytest.raises(RuntimeError, match="no such luck"):
+            enable(model)(ids, past_key_values=cache)
+    assert cache.layers[0].growth.tokens == 128
+    with torch.no_grad():
+        model(ids, past_key_values=cache)
+    assert cache.layers[0].growth.tokens == 208
 
 
 def test_without_a_metric_the_files_queries_are_not_read(file, model):

@@ -44,6 +44,6 @@ def calibrate(model: PreTrainedModel, texts: Iterable[Tensor], name: str = "") -
         starts = torch.arange(0, len(keys) + 1, SEQUENCE, dtype=torch.int32, device=keys.device)
         balances[index] = ops.balance(query, keys, starts).cpu()
         step = len(query) // QUERY_TOKENS
-        queries[index] = query[step - 1 :: step][:QUERY_TOKENS].transpose(0, 1).to("cpu", torch.bfloat16)
+        queries[index] = query[step - 1 :: step][:QUERY_TOKENS].transpose(0, 1).to("cpu", torch.bfloat16, copy=True).contiguous()
         pieces.clear()
     return Calibration(balances, model_identity(model.config), weights_identity(model), tokens, name, queries)
