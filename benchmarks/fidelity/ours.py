@@ -81,8 +81,8 @@ class Recipe:
         for size in calls:
             due = growth.due
             if not done or (self.grow and not growth.done):
-                growth.see(layer.query[None, :, done : done + size], None, query_signs, base)
-            if not done or growth.due != due:
+                growth.see(layer.query[None, :, done : done + size], None, query_signs, base, make=not done)
+            if growth.due != due:
                 made[done] = growth.metric.clone()
             done += size
         return made
