@@ -64,7 +64,7 @@ struct Sequences {
   // token_starts[count], which CUDA verbs cannot read: it lies on the device. Not used on the CPU.
   std::int64_t tokens = 0;
   // No sequence has more of the call's tokens than this; 0: not known. attend on CUDA takes short sequences
-  // of a large call by one kernel where it knows that there are no long ones. A promise: any number is right.
+  // of a large call by one kernel where it knows that there are no long ones. Results do not depend on it.
   std::int64_t most_tokens = 0;
 };
 

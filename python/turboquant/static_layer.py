@@ -204,7 +204,7 @@ class TurboQuantStaticLayer(CacheLayerMixin):
         settled = tokens == 1 and options.sinks is None and state.unseen()
         if encode:
             return ops.attend_encode(*(in_rows(x) for x in own), *rest, key_signs, *basis, *numbers, settled, workspace, self.key_metric)
-        out, _ = ops.attend(*(rows_of(x) for x in own), *rest, *basis, *numbers, settled, workspace)
+        out, _ = ops.attend(*(rows_of(x) for x in own), *rest, *basis, *numbers, settled, workspace, tokens)
         return out.view(batch, tokens, heads, head_dim)
 
     def encode(self, step: StaticStep) -> None:

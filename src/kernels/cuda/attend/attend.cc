@@ -36,7 +36,8 @@ Status attend(const AttendArgs& a, const Context& context) {
   if (s.count == 0 || s.tokens == 0) return {};
   const bool few = suits_few_rows(a) && few_rows::fits(a, context);
   const std::int64_t group = a.q_heads / a.pages.kv_heads, rows = s.tokens * group;
-  const bool known = s.most_tokens > 0;
+  const bool known =
+      s.most_tokens > 0 && s.most_tokens >= (s.tokens + s.count - 1) / s.count;  // or it is wrong
   const std::int64_t most_tokens = std::min(s.most_tokens, s.tokens);
   // As many tokens as sequences is decoding: no sequence is likely to have more than few_rows is made for. It
   // is right for any number.
