@@ -190,7 +190,10 @@ __global__ void __launch_bounds__(S::kRegisterWarps * 32) few_rows_kernel(const 
     else keeps_part = true;
   }
   if constexpr (S::kSharing > 1 && S::kSplit == 1) cta_sync<S>();  // all its warps have read the ring
-  if (keeps_part) store_part<S>(p, running, in_tile, cta.last_part(stream, in_part));
+  if (keeps_part) {
+    __syncwarp();  // all of its lanes have, too
+    store_part<S>(p, running, in_tile, cta.last_part(stream, in_part));
+  }
   if constexpr (S::kAppends) say_read();
   cta_sync<S>();
   merge<S>(cta);

@@ -90,13 +90,14 @@ __device__ __forceinline__ void note_segment(const Cta<S>& cta, const Segment& s
   const int stream_end = cta.stream_begin(stream + 1);
   if (earlier_cta ? stream > 0 : segment.begin < cta.stream_begin(stream) || segment.end <= stream_end)
     return;
-  if (!earlier_cta && is_pair<S>(cta, segment, stream)) return;
   const int to = min(segment.end, cta.end);
   const int after = __popc(__ballot_sync(~0u, lane < S::kStreams && cta.stream_begin(lane) < to));
   const int rows = sequence.tokens * cta.p.group, first_row = segment.tile * S::kTileTotal;
   const int first_cta = earlier_cta ? cta.ctas.part_of(segment.begin) : cta.index;
   const int last_cta = segment.end <= cta.end ? cta.index : cta.ctas.part_of(segment.end - 1);
-  if (lane == 0)
+  // Not a second return: the compiler would doubt at every shuffle of the kernel that a warp is together.
+  const bool pair = !earlier_cta && is_pair<S>(cta, segment, stream);
+  if (lane == 0 && !pair)
     cta.records[earlier_cta ? S::kStreams : stream] = {
         min(rows - first_row, S::kTileTotal),
         first_row,

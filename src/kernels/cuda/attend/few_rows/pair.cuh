@@ -17,6 +17,7 @@ requires(kPairs<S>) __device__ __forceinline__
   const int row = kRows * mine, end_of_mine = row + static_cast<int>(threadIdx.x & 31) % kRows;
   Own<S, kRows> own;
   own.ask(cta.p, ending, first_row + row, cta.kv_head);
+  __syncwarp();  // all lanes have read the ring
   store_part<S>(cta.p, running, 0, cta.last_part(first + mine, 0));
   meet(first / 2);
   const Part<S> parts[] = {cta.last_part(first, 0), cta.last_part(first + 1, 0)};
