@@ -116,6 +116,12 @@ __device__ __forceinline__ Segment segment_of(const Params& p, const int* sums, 
   return {low, tile, begin, begin + units};
 }
 
+// The same value in every lane, said so that the compiler knows it: branches on it then cost no divergence
+// code.
+__device__ __forceinline__ int uniform(int x) {
+  return __shfl_sync(~0u, x, 0);
+}
+
 // Two warps meet; four such meetings are apart. The barriers' numbers are constants so that tools can follow
 // them.
 __device__ __forceinline__ void meet(int which) {
@@ -130,7 +136,7 @@ template <class S>
 __device__ __forceinline__ void stream_sync() {
   static_assert(S::kSharing <= 2);
   if constexpr (S::kSharing == 1) __syncwarp();
-  else meet(static_cast<int>(threadIdx.x >> 5) / S::kSharing);
+  else meet(uniform(static_cast<int>(threadIdx.x >> 5)) / S::kSharing);
 }
 
 // All warps that have streams: not those that append.
@@ -160,12 +166,6 @@ struct Team {
   }
 };
 inline constexpr int kIdle = 64;  // the number of a warp that has nothing to do: more than there are tiles
-
-// The same value in every lane, said so that the compiler knows it: branches on it then cost no divergence
-// code.
-__device__ __forceinline__ int uniform(int x) {
-  return __shfl_sync(~0u, x, 0);
-}
 
 // x / group, exact for the row numbers of a sequence (below 2^22).
 __device__ __forceinline__ int divide(int x, float inverse) {
