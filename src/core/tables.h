@@ -77,7 +77,8 @@ static inline constexpr const CodeTable& value_table(int bits) {
   return bits == 4 ? kValue4 : bits == 3 ? kValue3 : kValue2;
 }
 
-// A stored scale is 64 times the norm over the norm of the codes (in steps).
+// A stored scale is 64 times the norm over the norm of the codes (in steps); with an unbiased table 64 times
+// |x|^2 over <x, codes>.
 inline constexpr float kScaleUnit = 64.0f;
 
 // The same where the norm is that of levels, over 255: 64 half_steps / 255.
