@@ -8,7 +8,7 @@ import torch
 from . import ops
 from .calibration import Calibration
 
-QUERY_TOKENS = 2048  # of all sequences together: so many are enough
+QUERY_TOKENS = 2048  # of all sequences together: so many are enough, and half where a call of MADE or more ends
 ALL_STEPS = 128  # seen, and of the single tokens that follow only
 STEPS = 8  # every eighth, since each takes the host some microseconds
 MADE = 64  # tokens, between two metrics
@@ -22,7 +22,7 @@ def key_metric(query: torch.Tensor, starts: torch.Tensor | None, query_signs: to
 
 
 class Growth:
-    """The metric of a layer from its first coded call until the queries of some QUERY_TOKENS were seen, and the sums that it is made of.
+    """The metric of a layer from its first coded call until enough queries were seen, and the sums that it is made of.
     It is made again in place, once in MADE tokens: what has its address goes on with the newest."""
 
     def __init__(self, q_heads: int, query_signs: torch.Tensor) -> None:
@@ -35,16 +35,13 @@ class Growth:
         self.tokens = 0  # seen, padding of those calls included
         self.passed = self.due = 0  # tokens that came, seen or not; and when the metric is to be made again
         self.steps = 0  # of one token a sequence, once not all are seen
-
-    @property
-    def done(self) -> bool:
-        return self.tokens >= self.most
+        self.done = False  # enough were seen: no call adds its queries any more
 
     def copy(self) -> Growth:
         other = Growth(self.q_heads, self.moment[:, 0])  # as large
         other.moment.copy_(self.moment)
         other.metric.copy_(self.metric)
-        other.tokens, other.passed, other.due, other.steps = self.tokens, self.passed, self.due, self.steps
+        other.tokens, other.passed, other.due, other.steps, other.done = self.tokens, self.passed, self.due, self.steps, self.done
         return other
 
     def see(
@@ -59,10 +56,11 @@ class Growth:
             return
         step = max(batch * tokens // self.most, 1)
         seen = self.tokens + batch * tokens // step
-        make = make or passed >= self.due or seen >= self.most
+        done = seen >= (self.most // 2 if tokens >= MADE else self.most)
+        make = make or done or passed >= self.due
         query = query if query.stride(3) == 1 else query.contiguous()
         ops.key_metric(query, starts, query_signs, base, step, self.tokens == 0, self.moment, self.metric if make else None)
-        self.passed, self.steps, self.tokens = passed, steps, seen
+        self.passed, self.steps, self.tokens, self.done = passed, steps, seen, done
         if make:
             self.due = passed + MADE
 

@@ -25,7 +25,7 @@ class TurboQuantStaticCache(Cache):
     captured in a CUDA graph. The first call must not be; or call `early_initialization` before. The options are those of
     `TurboQuantCache` but for `hold`: each call is coded at once, so the first should bring 64 tokens or more. Its metric is made of the
     first call's queries and does not grow. The same calls give the same bytes as a `TurboQuantCache(hold=0)` whose metric does not
-    grow either, since its first call brought 2,048 tokens or more, say (beside layers that slide: but for the order of their sums).
+    grow either, since its first call brought 1,024 tokens or more, say (beside layers that slide: but for the order of their sums).
 
     What goes wrong inside a compiled or captured call (more tokens than fit, a mask that changes) cannot be an error there. The next
     call that goes through the host raises it: `length`, `check`, `crop`, `reset`, `memory`, a reordering.
