@@ -12,7 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-BALANCE_TOKENS = 128  # of the first call, as a prompt would bring them
+FIRST_TOKENS = 1024  # of each sequence go through attention, so that balance and metric are done, as after one prompt of all tokens
 
 
 class Heads:
@@ -39,10 +39,10 @@ def attention_modules(model: PreTrainedModel) -> list[torch.nn.Module]:
 
 
 def fill_ours(model: PreTrainedModel, cache: Cache, batch: int, tokens: int) -> None:
-    """The first tokens go through attention, which fixes the balance; the rest is stored without one."""
+    """The first tokens go through attention, which makes balance and metric; the rest is stored without."""
     heads, attend = Heads(model, batch), ALL_ATTENTION_FUNCTIONS["turboquant"]
     for index, module in enumerate(attention_modules(model)):
-        first = min(BALANCE_TOKENS, tokens)
+        first = min(FIRST_TOKENS, tokens)
         carriers = cache.update(*heads.keys_and_values(first), index)
         attend(module, heads.draw(heads.q_heads, first), *carriers, None, scaling=heads.head_dim**-0.5)
         if tokens > first:

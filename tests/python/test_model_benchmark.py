@@ -84,6 +84,13 @@ def test_both_caches_hold_the_same_keys_and_values(model):
         assert torch.equal(layer.dequantize()[0], other.keys) and torch.equal(layer.dequantize()[1], other.values)
 
 
+@pytest.mark.parametrize("batch", [1, 8])
+def test_a_filled_cache_has_seen_its_metric_s_queries_as_after_a_prompt(model, batch):
+    ours = turboquant.TurboQuantCache(model.config)
+    fill.fill_ours(model, ours, batch, 1200)
+    assert all(layer.basis_known and layer.key_metric is not None and layer.growth is None for layer in ours.layers)
+
+
 def test_a_row_s_arms_agree_before_they_are_timed(model):
     found = eager.measure(model, tiny("eager step, 8 x 11,264"), QUICK)
     assert found["error"] < 1e-5 and found["sdpa_error"] == 0  # fp32, and one SDPA on a CPU
