@@ -74,11 +74,12 @@ class TurboQuantLayer(CacheLayerMixin):
         """Stands the new tokens by, behind all earlier ones; see Step."""
         if self.pending is not None:
             self.flush()
-        shape = key_states.shape
-        seen = (shape, value_states.shape, key_states.dtype, value_states.dtype, key_states.device)
-        if seen != self.checked:
-            self._check_update(key_states, value_states)
-            self.checked = seen
+        shape, prepared = key_states.shape, self.prepared
+        if prepared is None or prepared.own != shape:  # else the operator looks at all of them, as in the step before
+            seen = (shape, value_states.shape, key_states.dtype, value_states.dtype, key_states.device)
+            if seen != self.checked:
+                self._check_update(key_states, value_states)
+                self.checked = seen
         if self.settings.max_tokens is not None:
             self._check_fits(shape[2])
         self.pending = step = Step(self, key_states, value_states, shape[2], self.pages.length or self.length)
@@ -193,7 +194,7 @@ class TurboQuantLayer(CacheLayerMixin):
         try:
             out = ops.attend_encode(*arguments)
             if steady and workspace is not None and own[0] is query and own[1] is step.keys and own[2] is step.values:
-                self.prepared = Prepared(self, options, query).after(last, arguments)
+                self.prepared = Prepared(self, options, query, step.keys.shape).after(last, arguments)
         except BaseException:
             pages.truncate(pages.length)
             raise
@@ -206,7 +207,7 @@ class TurboQuantLayer(CacheLayerMixin):
         decoding comes by here, in a model that keeps the host busy, whose caches hold something else by then: each call and
         each object costs."""
         prepared, pages = self.prepared, self.pages
-        if prepared is None or prepared.state is None or step.unread != 1 or torch.compiler.is_compiling():
+        if prepared is None or prepared.state is None or step.unread != 1 or torch.compiler.is_dynamo_compiling():
             return None
         length, tokens = pages.length, step.tokens
         if prepared.tokens != tokens or prepared.shape != query.shape or prepared.dtype is not query.dtype:
@@ -249,12 +250,15 @@ class TurboQuantLayer(CacheLayerMixin):
     def grow(self, step: Step, query: torch.Tensor) -> None:
         """The queries of a call behind tokens in pages, before it: the metric is to be made of them too. After an error of
         the call they stay counted."""
-        if step.unread == self.readers and query.shape[2] == step.tokens:
+        growth = self.growth
+        if step.unread != self.readers or (step.tokens == 1 and growth.passes(len(self.starts))):
+            return
+        if query.shape[2] == step.tokens:
             starts = self.starts_tensor
             if starts is not None:  # of this call, where padding goes on
                 starts = (starts - step.history).clamp_(min=0) if max(self.starts) > step.history else None
-            self.growth.see(query, starts, self.query_signs, self.base)
-            if self.growth.done:
+            growth.see(query, starts, self.query_signs, self.base)
+            if growth.done:
                 self.growth = None
 
     def store(self, step: Step) -> None:

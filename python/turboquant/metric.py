@@ -44,16 +44,22 @@ class Growth:
         other.tokens, other.passed, other.due, other.steps, other.done = self.tokens, self.passed, self.due, self.steps, self.done
         return other
 
+    def passes(self, batch: int) -> bool:
+        """Whether a step of one token a sequence is one of those that are not seen, which then is counted."""
+        if self.tokens < ALL_STEPS or (self.steps + 1) % STEPS == 0:
+            return False
+        self.steps, self.passed = self.steps + 1, self.passed + batch
+        return True
+
     def see(
         self, query: torch.Tensor, starts: torch.Tensor | None, query_signs: torch.Tensor, base: torch.Tensor | None, make: bool = False
     ) -> None:
         """query [batch, q_heads, tokens, head_dim] of a call, of a long one evenly spaced ones: `most` or more. `starts`: tokens of padding
         in it. `make`: the metric in any case."""
         batch, _, tokens, _ = query.shape
-        passed, steps = self.passed + batch * tokens, self.steps + (tokens == 1 and self.tokens >= ALL_STEPS)
-        if steps != self.steps and steps % STEPS and not make:
-            self.passed, self.steps = passed, steps
+        if tokens == 1 and not make and self.passes(batch):
             return
+        passed, steps = self.passed + batch * tokens, self.steps + (tokens == 1 and self.tokens >= ALL_STEPS)
         step = max(batch * tokens // self.most, 1)
         seen = self.tokens + batch * tokens // step
         done = seen >= (self.most // 2 if tokens >= MADE else self.most)

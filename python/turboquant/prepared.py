@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 class Prepared:
     """What a step was attended with. Once a second step has brought the same, `state` has it for the operator."""
 
-    __slots__ = ("options", "pages", "table", "starts", "fringe", "recent_starts", "query_signs", "dtype", "shape", "batch", "tokens", "held", "state")
+    __slots__ = ("options", "pages", "table", "starts", "fringe", "recent_starts", "query_signs", "dtype", "shape", "own", "batch", "tokens", "held", "state")
 
-    def __init__(self, layer: TurboQuantLayer, options: Options, query: torch.Tensor) -> None:
+    def __init__(self, layer: TurboQuantLayer, options: Options, query: torch.Tensor, own: torch.Size) -> None:
         self.options = options
         self.pages, self.table = layer.pages.pool.data, layer.pages.table
         self.starts, self.fringe, self.recent_starts = layer.starts_tensor, layer.fringe, layer.recent_starts
         self.query_signs = layer.query_signs  # the other signs change with them
         self.dtype = query.dtype
         self.shape = query.shape
+        self.own = own  # the keys' shape
         self.batch, self.tokens = self.shape[0], self.shape[2]
         self.held: tuple = ()  # whose addresses the state has
         self.state: torch.Tensor | None = None

@@ -253,6 +253,25 @@ def test_a_failed_call_leaves_no_pages_with_a_prepared_layer():
     assert pair.layer.pages.rows == rows and pair.layer.length == 73
 
 
+@pytest.mark.parametrize(("part", "spoil"), [(1, "double"), (2, "double"), (2, "bfloat16"), (2, "fewer"), (1, "shorter"), (2, "shorter")])
+def test_a_prepared_layer_refuses_a_wrong_step_and_goes_on_as_before(part, spoil):
+    """Steps of a prepared layer are looked at by the operator."""
+    pair = [LayerPair(hold=0) for _ in range(2)]
+    for tokens in (70, 1, 1, 1, 0, 1, 1):
+        given = [p.vectors(tokens or 1) for p in pair]
+        if tokens == 0:
+            assert pair[0].layer.prepared.state is not None
+            wrong = list(given[0])
+            cut = {"fewer": lambda x: x[:, :1], "shorter": lambda x: x[..., :16]}.get(spoil, lambda x: x.to(getattr(torch, spoil)))
+            wrong[part] = cut(wrong[part])
+            with pytest.raises((ValueError, NotImplementedError)):
+                turboquant_attention(pair[0].module, wrong[0], *pair[0].layer.update(*wrong[1:]), None)
+            continue
+        out = [turboquant_attention(p.module, query, *p.layer.update(keys, values), None)[0] for p, (query, keys, values) in zip(pair, given)]
+        assert torch.equal(*out)
+    assert torch.equal(pair[0].layer.dequantize()[1], pair[1].layer.dequantize()[1])
+
+
 def test_a_prepared_step_keeps_no_memory_that_the_cache_has_left():
     pair = LayerPair(hold=0)
     layer = pair.layer
