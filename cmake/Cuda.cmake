@@ -6,6 +6,7 @@
 #   -DCMAKE_CUDA_ARCHITECTURES="80-real;86-real;89-real;90a-real;100-real;120"
 set(TQ_CUDA AUTO CACHE STRING "The CUDA half: ON, OFF, or AUTO (where nvcc is found)")
 set_property(CACHE TQ_CUDA PROPERTY STRINGS AUTO ON OFF)
+option(TQ_CUDA_QUICK "Compile the kernels in a quarter of the time, without optimisation: they work, slowly" OFF)
 set(TQ_HAS_CUDA OFF)
 
 if(NOT TQ_CUDA STREQUAL "OFF" AND NOT CMAKE_CUDA_COMPILER)
@@ -43,6 +44,9 @@ if(NOT CMAKE_CUDA_ARCHITECTURES AND NOT DEFINED ENV{CUDAARCHS})
 endif()
 enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
+if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 13)
+  set(TQ_CUDA_QUICK OFF)
+endif()
 message(STATUS "CUDA: ${CMAKE_CUDA_COMPILER} ${CMAKE_CUDA_COMPILER_VERSION}, architectures ${CMAKE_CUDA_ARCHITECTURES}")
 # CMake 3.25 does not know that nvcc has C++20.
 if(NOT DEFINED CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
@@ -59,7 +63,8 @@ target_include_directories(turboquant_cuda PRIVATE include src)
 target_link_libraries(turboquant_cuda PRIVATE turboquant_flags CUDA::cudart_static)
 # Of the host half: not -Wpedantic and -Wconversion, which nvcc's own generated code does not meet.
 target_compile_options(turboquant_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr
-  -Xcompiler=-Wall,-Wextra,-Wshadow,-ffp-contract=off $<$<BOOL:${TQ_WERROR}>:--Werror=all-warnings>>)
+  -Xcompiler=-Wall,-Wextra,-Wshadow,-ffp-contract=off $<$<BOOL:${TQ_WERROR}>:--Werror=all-warnings>
+  $<$<BOOL:${TQ_CUDA_QUICK}>:--Ofast-compile=max>>)
 # These decide codes: no fused multiply-add, as on the CPU (docs/adr/0002).
 file(GLOB TQ_CODE_SOURCES CONFIGURE_DEPENDS src/kernels/cuda/rotate*.cu src/kernels/cuda/balance*.cu src/kernels/cuda/key_metric/*.cu src/kernels/cuda/encode*.cu src/kernels/cuda/encode/*.cu)
 set_source_files_properties(${TQ_CODE_SOURCES} PROPERTIES COMPILE_OPTIONS -fmad=false)

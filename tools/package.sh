@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Usage: tools/package.sh wheel     builds dist/turboquant-<version>-py3-none-<platform>.whl
-#        tools/package.sh install   the same, into .venv; nothing to do when no input of it has changed
+#        tools/package.sh install   the same for this machine, into .venv; nothing to do when no input of it has changed
 # Builds incrementally in build/wheel, against the torch of .venv. With nvcc the wheel has the CUDA operators too, for the
 # architectures that cmake/Cuda.cmake picks; CMAKE_ARGS="-DTQ_CUDA=OFF" leaves them out.
 set -euo pipefail
@@ -41,6 +41,8 @@ case ${1:-} in
     ls dist/*.whl
     ;;
   install)
+    # Kernels that no GPU here could run are only compiled to see that they compile: 5 minutes less on two cores.
+    nvidia-smi -L >/dev/null 2>&1 || export CMAKE_ARGS="-DTQ_CUDA_QUICK=ON ${CMAKE_ARGS:-}"
     now=$(fingerprint)
     if [[ -f $stamp && $(<"$stamp") == "$now" ]] && installed; then exit 0; fi
     rm -f "$stamp"

@@ -42,6 +42,25 @@ except RuntimeError as error:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU: the operators are loaded already")
+@pytest.mark.skipif(not CUDA_LIBRARY.exists(), reason="this machine has no nvcc: the wheel is without CUDA")
+@pytest.mark.skipif(torch.version.cuda is None, reason="this torch is without CUDA")
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_library_compiled_without_optimisation_says_so_when_it_is_loaded(tmp_path, quick):
+    library = tmp_path / CUDA_LIBRARY.name
+    library.symlink_to(CUDA_LIBRARY)
+    if quick:
+        library.with_suffix(".quick").touch()
+    program = f"""
+import pathlib, warnings
+from turboquant import _library
+with warnings.catch_warnings(record=True) as said:
+    _library.load_cuda(pathlib.Path({str(library)!r}))
+print(*(str(warning.message) for warning in said))
+"""
+    assert ("compiled without optimisation" in run(program)) == quick
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU: the operators are loaded already")
 def test_an_operator_without_cuda_kernels_names_the_remedy():
     program = (
         REDISPATCH
