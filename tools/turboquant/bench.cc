@@ -38,13 +38,8 @@ Row read_memory(double seconds) {
   std::vector<std::uint64_t> buffer(kColdBytes / sizeof(std::uint64_t), 1);
   std::vector<std::uint64_t> sums(buffer.size() / kChunk);
   const Timing time = measure(seconds, [&](int) {
-    default_executor().for_each(sums.size(), [&](std::size_t i) {
-      std::uint64_t lanes[8] = {};  // independent sums: an add must not wait for the one before
-      const std::uint64_t* data = buffer.data() + i * kChunk;
-      for (std::size_t k = 0; k < kChunk; k += 8)
-        for (std::size_t lane = 0; lane < 8; ++lane) lanes[lane] += data[k + lane];
-      for (const std::uint64_t lane : lanes) sums[i] += lane;
-    });
+    default_executor().for_each(
+        sums.size(), [&](std::size_t i) { sums[i] += sum_of(buffer.data() + i * kChunk, kChunk); });
   });
   // The sums are used, or the compiler would read nothing.
   const bool read = std::all_of(sums.begin(), sums.end(), [](std::uint64_t sum) { return sum != 0; });

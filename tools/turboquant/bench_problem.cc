@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -20,6 +21,13 @@ std::vector<float> normal(std::size_t count, std::mt19937& random) {
 }
 
 }  // namespace
+
+std::uint64_t sum_of(const std::uint64_t* data, std::size_t size) {
+  std::uint64_t lanes[8] = {};  // independent sums: an add must not wait for the one before
+  for (std::size_t k = 0; k < size; k += 8)
+    for (std::size_t lane = 0; lane < 8; ++lane) lanes[lane] += data[k + lane];
+  return std::accumulate(std::begin(lanes), std::end(lanes), std::uint64_t{0});
+}
 
 Result<BenchProblem> BenchProblem::make(const BenchShape& shape, int copies) {
   if (Status s = check(shape.format()); !s.ok()) return s.error();

@@ -22,6 +22,9 @@ struct BenchShape {
   }
 };
 
+// size is a multiple of 8.
+std::uint64_t sum_of(const std::uint64_t* data, std::size_t size);
+
 // The same sequence lies in the pool several times, so that attend(i) can find its pages cold.
 class BenchProblem {
  public:
