@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "kernels/encode_rules.h"
-#include "kernels/flips.h"
+#include "kernels/portable/flips.h"
 #include "kernels/portable/portable.h"
 
 // Rules 4 to 6 of kernels/encode_rules.h on one vector, over arrays that compilers vectorise: 16-bit lanes

@@ -8,8 +8,8 @@
 #include "core/hadamard.h"
 #include "core/layout.h"
 #include "kernels/encode_rules.h"
-#include "kernels/flips.h"
 #include "kernels/kernels.h"
+#include "kernels/reference/flips.h"
 #include "kernels/reference/reference.h"
 #include "kernels/vectors.h"
 

@@ -13,7 +13,7 @@
 // conversion is.
 namespace turboquant::kernels::cuda {
 
-inline constexpr int kFlips = 8, kLargestError = 127;  // as in kernels/flips.h
+inline constexpr int kFlips = 8, kLargestError = 127;  // as in kernels/reference/flips.h
 
 // The places of a code, signed magnitudes in order: lane p has place p's steps and its move to the next
 // place, 0 where there is none, which the last lanes have.

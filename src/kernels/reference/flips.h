@@ -7,17 +7,15 @@
 #include "core/tables.h"
 
 // Rule 5a of kernels/encode_rules.h: codes of a key moved to neighbouring magnitudes, one at a time, where
-// that lowers e^T M e. Integers, but for gains, which are fp32 products of two integers. Internal linkage:
-// files built for several instruction sets include this.
-namespace turboquant::kernels {
+// that lowers e^T M e. Integers, but for gains, which are fp32 products of two integers.
+namespace turboquant::kernels::reference {
 
-static constexpr int kFlips = 8;           // at most
-static constexpr int kLargestError = 127;  // of a level, as a sum begins with
+inline constexpr int kFlips = 8;           // at most
+inline constexpr int kLargestError = 127;  // of a level, as a sum begins with
 
 // metric [d, d] of the head; level [d]; codes [d] as stored. N and B as in rule 5; returns the new B.
-template <class Level>
-static inline float flip_codes(const std::int8_t* metric, const Level* level, int d,
-                               const core::CodeTable& table, float sum_n, float sum_b, std::uint8_t* codes) {
+inline float flip_codes(const std::int8_t* metric, const int* level, int d, const core::CodeTable& table,
+                        float sum_n, float sum_b, std::uint8_t* codes) {
   constexpr int kMaxDim = 512;
   const int m = table.magnitude_count;
   const float ratio = std::sqrt(sum_n / sum_b);
@@ -27,10 +25,10 @@ static inline float flip_codes(const std::int8_t* metric, const Level* level, in
     steps[m + k] = static_cast<std::int32_t>((step + 0x1p23f) - 0x1p23f);
     steps[m - 1 - k] = -steps[m + k];
   }
-  alignas(64) std::int32_t error[kMaxDim], g[kMaxDim], place[kMaxDim], diagonal[kMaxDim];
+  std::int32_t error[kMaxDim], g[kMaxDim], place[kMaxDim], diagonal[kMaxDim];
   for (int e = 0; e < d; ++e) {
     const bool negative = (codes[e] & m) != 0;
-    const std::int32_t index = codes[e] & (m - 1), x = static_cast<std::int32_t>(level[e]);
+    const std::int32_t index = codes[e] & (m - 1), x = level[e];
     place[e] = negative ? m - 1 - index : m + index;
     const std::int32_t off = (negative ? -x : x) - steps[place[e]];
     error[e] = off > kLargestError ? kLargestError : off < -kLargestError ? -kLargestError : off;
@@ -67,4 +65,4 @@ static inline float flip_codes(const std::int8_t* metric, const Level* level, in
   return static_cast<float>(squares);
 }
 
-}  // namespace turboquant::kernels
+}  // namespace turboquant::kernels::reference
