@@ -3,9 +3,11 @@
 
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
+from turboquant import _library
 from turboquant._library import CUDA_LIBRARY, CUDA_OPERATORS
 
 # Calls an operator's CUDA kernel with tensors that only claim to be there.
@@ -41,23 +43,16 @@ except RuntimeError as error:
     assert "turboquant: invalid argument: no tensor is on a device of this operator" in run(program)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU: the operators are loaded already")
-@pytest.mark.skipif(not CUDA_LIBRARY.exists(), reason="this machine has no nvcc: the wheel is without CUDA")
-@pytest.mark.skipif(torch.version.cuda is None, reason="this torch is without CUDA")
 @pytest.mark.parametrize("quick", [True, False])
-def test_a_library_compiled_without_optimisation_says_so_when_it_is_loaded(tmp_path, quick):
+def test_kernels_compiled_without_optimisation_say_so_when_they_are_loaded(monkeypatch, tmp_path, quick):
     library = tmp_path / CUDA_LIBRARY.name
-    library.symlink_to(CUDA_LIBRARY)
+    library.touch()
     if quick:
         library.with_suffix(".quick").touch()
-    program = f"""
-import pathlib, warnings
-from turboquant import _library
-with warnings.catch_warnings(record=True) as said:
-    _library.load_cuda(pathlib.Path({str(library)!r}))
-print(*(str(warning.message) for warning in said))
-"""
-    assert ("compiled without optimisation" in run(program)) == quick
+    monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
+    with warnings.catch_warnings(record=True) as said:
+        _library.load_cuda(library)
+    assert ["compiled without optimisation" in str(warning.message) for warning in said] == [True] * quick
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU: the operators are loaded already")
