@@ -6,6 +6,8 @@ export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 # The steps of a target run in their order; JOBS is for the compiler and ctest.
 .NOTPARALLEL:
 export CTEST_PARALLEL_LEVEL := $(JOBS)
+# Container images like to set it; then each process of the tests, of which there are dozens, would compile torch's Python again.
+unexport PYTHONDONTWRITEBYTECODE
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
