@@ -68,6 +68,42 @@ TEST(EncodePrefill, WritesTheReferencesBytesWithAMetric) {
   }
 }
 
+// One row is every token of every sequence (strides of 0), and one page takes them all: only the fringe is
+// looked at.
+TEST(EncodePrefill, KeepsAFringeForMoreSequencesThanAGridHasInY) {
+  constexpr int kCount = 65536 + 1, kTokens = 48;
+  constexpr PageFormat kFormat{128, 4, 4};
+  std::vector<float> row(128);
+  for (std::size_t e = 0; e < row.size(); ++e) row[e] = static_cast<float>(e) - 50.5f;
+  std::vector<std::int32_t> token_starts(kCount + 1);
+  for (std::size_t i = 0; i < token_starts.size(); ++i)
+    token_starts[i] = static_cast<std::int32_t>(i) * kTokens;
+  const DeviceArray<std::uint8_t> rows(to_bytes(DType::kBF16, row));
+  const DeviceArray<std::int32_t> starts(token_starts), zeros{std::vector<std::int32_t>(kCount)};
+  const DeviceArray<float> signs{std::vector<float>(128, 1.0f)};
+  DeviceArray<std::uint8_t> page(kFormat.page_bytes());
+  DeviceArray<std::uint16_t> fringe(std::size_t{kCount} * 2 * 128);
+  fringe.fill_bytes(0xff);
+  EncodeArgs args;
+  args.pages = {kFormat, 1, 1, page.data()};
+  args.basis.key_signs = args.basis.query_signs = args.basis.value_signs = signs;
+  args.fringe.recent = 1;
+  args.fringe.data = fringe.data();
+  args.sequences.count = kCount;
+  args.sequences.max_pages = 1;
+  args.sequences.page_table = args.sequences.lengths = zeros;
+  args.sequences.token_starts = starts;
+  args.sequences.tokens = std::int64_t{kCount} * kTokens;
+  args.keys = args.values = {DType::kBF16, rows.data(), 0, 0};
+  const Status status = encode(args, {.device = {DeviceType::kCuda, 0}, .stream = {}, .executor = nullptr});
+  ASSERT_TRUE(status.ok()) << status.error().message;
+  const std::vector<std::uint16_t> halves = fringe.download();
+  EXPECT_NE(halves[0], 0xffff);
+  std::size_t others = 0;
+  for (std::size_t at = 256; at < halves.size(); ++at) others += halves[at] != halves[at - 256];
+  EXPECT_EQ(others, 0u);
+}
+
 TEST(EncodePrefill, KeepsOddVectorsInTheirTokens) {
   expect_same(prefill_shape(4, 4), DType::kBF16, {{900, 800, 700}}, true);
   expect_same(prefill_shape(3, 2), DType::kBF16, {{900, 800, 700}}, true);

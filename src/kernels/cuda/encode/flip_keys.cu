@@ -78,7 +78,7 @@ __device__ inline void flip_list(const EncodeCall& call, int count, int head, ui
 // Keys that wait for those of the list's pages, by the whole block, whose warps are done with their memory.
 static_assert(kFlipThreads == 32 * kPageWarps);
 static_assert(plan_of({kPrefillDim, 4, 4}, kPrefillDim, false).bytes(kPrefillDim) <=
-              sizeof(FlipShared::warps));
+              static_cast<int>(sizeof(FlipShared::warps)));
 __device__ inline void encode_followers(const EncodeCall& call, int count, int head, const BlockPlan& plan,
                                         FlipShared& shared) {
   const Block block = carve_block<kPrefillDim / 32>(reinterpret_cast<unsigned char*>(shared.warps), plan);

@@ -103,12 +103,12 @@ __global__ void __launch_bounds__(kPrefillThreads, 1)
   }
 }
 
-// Rule 7 by itself: the few tokens that the fringe keeps, rotated once more, a warp each. Grid: (fringe slots
-// by warp, sequences, 2 kv_heads).
+// Rule 7 by itself: the few tokens that the fringe keeps, rotated once more, a warp each. Grid: (sequences,
+// fringe slots by warp, 2 kv_heads); only x may be larger than 65,535.
 constexpr int kFringeWarps = 4;
 __device__ void encode_fringe_slot(const EncodeCall& call, int slot) {
   const EncodeArgs& a = call.args;
-  const int i = static_cast<int>(blockIdx.y), head = static_cast<int>(blockIdx.z / 2);
+  const int i = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.z / 2);
   const bool is_key = blockIdx.z % 2 == 0;
   const std::int64_t length = a.sequences.lengths[i], start = start_of(a.sequences, i);
   const std::int64_t end = length + a.sequences.token_starts[i + 1] - a.sequences.token_starts[i];
@@ -123,7 +123,7 @@ __device__ void encode_fringe_slot(const EncodeCall& call, int slot) {
 // Launched behind encode_prefill, which begins it once it has waited itself. Neither reads what the other
 // writes, so blocks run wherever a multiprocessor is done, and wait only before they end.
 __global__ void __launch_bounds__(32 * kFringeWarps) encode_fringe(const __grid_constant__ EncodeCall call) {
-  encode_fringe_slot(call, static_cast<int>(blockIdx.x) * kFringeWarps + static_cast<int>(threadIdx.x / 32));
+  encode_fringe_slot(call, static_cast<int>(blockIdx.y) * kFringeWarps + static_cast<int>(threadIdx.x / 32));
   wait_for_previous_kernel();
 }
 
@@ -156,8 +156,9 @@ Status launch_prefill(const EncodeCall& call, std::int64_t slots, const DeviceLi
       call.args.keys.dtype == DType::kBF16 ? &encode_prefill<DType::kBF16> : &encode_prefill<DType::kF16>,
       call, slots);
   if (!status.ok() || fringe.data == nullptr) return status;
-  const dim3 grid(static_cast<unsigned>((fringe.first + fringe.recent + kFringeWarps - 1) / kFringeWarps),
-                  static_cast<unsigned>(call.args.sequences.count), 2 * heads);
+  const dim3 grid(static_cast<unsigned>(call.args.sequences.count),
+                  static_cast<unsigned>((fringe.first + fringe.recent + kFringeWarps - 1) / kFringeWarps),
+                  2 * heads);
   return launch({"encode", grid, dim3(32 * kFringeWarps), 0, true}, context, &encode_fringe, call);
 }
 
