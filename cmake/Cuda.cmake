@@ -6,7 +6,7 @@
 #   -DCMAKE_CUDA_ARCHITECTURES="80-real;86-real;89-real;90a-real;100-real;120"
 set(TQ_CUDA AUTO CACHE STRING "The CUDA half: ON, OFF, or AUTO (where nvcc is found)")
 set_property(CACHE TQ_CUDA PROPERTY STRINGS AUTO ON OFF)
-option(TQ_CUDA_QUICK "Compile the kernels in a quarter of the time, without optimisation: they work, slowly" OFF)
+option(TQ_CUDA_QUICK "Compile the kernels in a quarter of the time, without optimisation: to see that they compile, not for use" OFF)
 set(TQ_HAS_CUDA OFF)
 
 if(NOT TQ_CUDA STREQUAL "OFF" AND NOT CMAKE_CUDA_COMPILER)

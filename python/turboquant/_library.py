@@ -2,7 +2,6 @@
 """Loads the operators (torch.ops.turboquant) from the shared libraries beside this file."""
 
 import re
-import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -44,17 +43,13 @@ def load_cuda(library: Path = CUDA_LIBRARY) -> None:
     if not library.exists():
         refuse_cuda("this turboquant was built without CUDA")
         return
+    if library.with_suffix(".quick").exists() and torch.cuda.is_available():
+        refuse_cuda("the kernels of this turboquant were compiled where no GPU is, only to see that they compile (TQ_CUDA_QUICK)")
+        return
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
         refuse_cuda(f"{library.name} does not load ({error})")
-        return
-    if library.with_suffix(".quick").exists():
-        warnings.warn(
-            "the CUDA kernels of this turboquant were compiled without optimisation, on a machine without a GPU, and are "
-            "many times slower than they could be; 'make package' here, or 'make wheel' there, builds them for use",
-            stacklevel=2,
-        )
 
 
 def refuse_cuda(reason: str) -> None:

@@ -3,7 +3,6 @@
 
 import subprocess
 import sys
-import warnings
 
 import pytest
 import torch
@@ -43,16 +42,20 @@ except RuntimeError as error:
     assert "turboquant: invalid argument: no tensor is on a device of this operator" in run(program)
 
 
+@pytest.mark.parametrize("gpu", [True, False])
 @pytest.mark.parametrize("quick", [True, False])
-def test_kernels_compiled_without_optimisation_say_so_when_they_are_loaded(monkeypatch, tmp_path, quick):
+def test_kernels_that_were_only_compiled_to_see_that_they_do_are_refused_on_a_gpu(monkeypatch, tmp_path, quick, gpu):
     library = tmp_path / CUDA_LIBRARY.name
     library.touch()
     if quick:
         library.with_suffix(".quick").touch()
-    monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
-    with warnings.catch_warnings(record=True) as said:
-        _library.load_cuda(library)
-    assert ["compiled without optimisation" in str(warning.message) for warning in said] == [True] * quick
+    loaded, refused = [], []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.ops, "load_library", loaded.append)
+    monkeypatch.setattr(_library, "refuse_cuda", refused.append)
+    _library.load_cuda(library)
+    assert (len(refused), len(loaded)) == ((1, 0) if quick and gpu else (0, 1))
+    assert all("TQ_CUDA_QUICK" in reason for reason in refused)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU: the operators are loaded already")
