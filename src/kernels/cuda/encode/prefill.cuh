@@ -41,8 +41,9 @@ inline constexpr int kPaddedRow = kPairs + 4;
 
 // Centre of a page as a warp uses it.
 struct WarpCentre {
-  alignas(16) std::uint32_t steps[4][20];   // fp16 integers; word w of a row is [w % 4][w / 4], for an MMA
-  alignas(16) std::uint32_t pairs[kPairs];  // the centre times sqrt(d) as fp16, in the order of rows
+  alignas(16) float steps[2][kSideDim + 4];  // of a side, in the order of rows; so much padding that both
+                                             // sides' loads meet in no bank
+  alignas(16) std::uint32_t pairs[kPairs];   // the centre times sqrt(d) as fp16, in the order of rows
 };
 // What the warps of a team tell each other of their tokens.
 struct alignas(16) TeamNews {

@@ -41,11 +41,8 @@ struct Measure {
 __device__ inline Measure take_centre(const Stored& stored, const float (&n)[4], float centre_scale,
                                       WarpCentre& out) {
   const int lane = this_thread() & 31;
-  const auto pair = [](float a, float b) { return bits_of(__floats2half2_rn(a, b)); };
-  std::uint32_t* steps = &out.steps[2 * (lane & 1)][lane / 2];
   __syncwarp();
-  steps[0] = pair(n[0], n[2]);
-  steps[sizeof(out.steps[0]) / sizeof(out.steps[0][0])] = pair(n[1], n[3]);
+  *reinterpret_cast<float4*>(&out.steps[lane / 16][4 * (lane % 16)]) = {n[0], n[2], n[1], n[3]};
   int squares = __dp4a(static_cast<int>(stored.steps), static_cast<int>(stored.steps), 0);
   squares = __reduce_add_sync(~0u, squares);
   __syncwarp();
@@ -121,36 +118,29 @@ __device__ inline Stored mean_of_sums(const uint2 (&sums)[kTeamWarps][32], float
   return round_four(mean, n);
 }
 
-// y . steps of the lane's token, off by less than 2^-16 |y| |steps|: each of eight sums of 17 products by
-// less than 17 times 2^-24 of the largest, and once more where both halves meet. All columns of the product
-// are alike.
+// y . steps of the lane's token, off by less than 2^-19 |y| |steps|: a product is in 19 sums, each off by
+// less than 2^-24 of what it adds up. Not on tensor cores: a kernel that uses them has all of its fp16
+// arithmetic on one pipe, an instruction every second cycle (docs/encode.md).
 __device__ inline float dot_with_steps(const PrefillKeys& keys, const Team& team) {
-  const int lane = this_thread() & 31;
-  const auto from = static_cast<std::uint32_t>(
-      __cvta_generic_to_shared(&keys.rows[kWarpVectors * team.warp + (lane & 15)][4 * (lane >> 4)]));
-  const auto* steps = reinterpret_cast<const uint4*>(keys.centres[team.warp].steps[lane & 3]);
-  float sums[2][4] = {};  // a chain of sums each
+  const int side = this_side();
+  const auto* y = reinterpret_cast<const uint4*>(&keys.rows[team.token][kSidePairs * side]);
+  const auto* steps = reinterpret_cast<const float4*>(keys.centres[team.warp].steps[side]);
+  float sums[4] = {};
 #pragma unroll
-  for (int k = 0; k < kPrefillDim / 16; k += 2) {
-    const uint4 four = steps[k / 2];
-    const auto add = [&](int at, std::uint32_t b0, std::uint32_t b1, float(&sum)[4]) {
-      std::uint32_t a[4];
-      asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                   : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
-                   : "r"(from + 32 * at)
-                   : "memory");
-      asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-          "{%0, %1, %2, %3};"
-          : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  for (int j = 0; j < kSidePairs / 4; ++j) {
+    const uint4 four = y[j];
+    const auto add = [&](std::uint32_t a, std::uint32_t b, float4 n) {
+      const float2 first = __half22float2(as_half2(a)), second = __half22float2(as_half2(b));
+      sums[0] = __fmaf_rn(first.x, n.x, sums[0]);
+      sums[1] = __fmaf_rn(first.y, n.y, sums[1]);
+      sums[2] = __fmaf_rn(second.x, n.z, sums[2]);
+      sums[3] = __fmaf_rn(second.y, n.w, sums[3]);
     };
-    add(k, four.x, four.y, sums[0]);
-    add(k + 1, four.z, four.w, sums[1]);
+    add(four.x, four.y, steps[2 * j]);
+    add(four.z, four.w, steps[2 * j + 1]);
   }
-  const int from_lane = 4 * (lane & 7);
-  const float low = __shfl_sync(~0u, __fadd_rn(sums[0][0], sums[1][0]), from_lane),
-              high = __shfl_sync(~0u, __fadd_rn(sums[0][2], sums[1][2]), from_lane);
-  return (lane & 8) != 0 ? high : low;
+  const float sum = __fadd_rn(__fadd_rn(sums[0], sums[1]), __fadd_rn(sums[2], sums[3]));
+  return __fadd_rn(sum, other_side(sum));
 }
 
 __device__ inline float root_about(float x) {
@@ -164,19 +154,18 @@ __device__ inline bool is_nearer(float largest, float factor, const Measure& mea
                                  const PrefillKeys& keys) {
   if (is_for_warp(measure.squares == 0.0f)) return true;
   const float difference = measure.difference(dot_with_steps(keys, team), factor);
-  const float bound = 0x1p-11f * largest * root_about(measure.squares);
+  const float bound = 0x1p-14f * largest * root_about(measure.squares);
   const bool is_clear = fabsf(difference) > bound;
   bool nearer = difference > 0.0f;
   if (!__all_sync(~0u, is_clear)) {  // exactly: a sum of 2^-24 times integers below 2^53
     const WarpCentre& centre = keys.centres[team.warp];
-    const int first = kSidePairs * this_side();
-    const std::uint32_t* y = keys.rows[team.token] + first;
+    const float* steps = centre.steps[this_side()];
+    const std::uint32_t* y = keys.rows[team.token] + kSidePairs * this_side();
     double dot = 0.0;
 #pragma unroll 4
     for (int j = 0; j < kSidePairs; ++j) {
-      const float2 a = __half22float2(as_half2(y[j])),
-                   n = __half22float2(as_half2(centre.steps[j % 4][first / 4 + j / 4]));
-      dot += static_cast<double>(a.x * n.x) + static_cast<double>(a.y * n.y);
+      const float2 a = __half22float2(as_half2(y[j]));
+      dot += static_cast<double>(a.x * steps[2 * j]) + static_cast<double>(a.y * steps[2 * j + 1]);
     }
     dot += __shfl_xor_sync(~0u, dot, 16);
     nearer = 2.0 * dot >= static_cast<double>(measure.step) * static_cast<double>(factor) *

@@ -207,8 +207,8 @@ __device__ inline void subtract_centre(SideVector& y, bool centred, float factor
   }
 #pragma unroll
   for (int j = 0; j < kSidePairs; ++j) {
-    const float2 n = __half22float2(as_half2(centre.steps[j % 4][first / 4 + j / 4]));
-    const float low = centre_at(measure.step, n.x, factor), high = centre_at(measure.step, n.y, factor);
+    const float* n = &centre.steps[this_side()][2 * j];
+    const float low = centre_at(measure.step, n[0], factor), high = centre_at(measure.step, n[1], factor);
     const __half2 c = centred ? __floats2half2_rn(low, high) : as_half2(0);
     y[j] = bits_of(__hsub2_rn(as_half2(y[j]), c));
   }
