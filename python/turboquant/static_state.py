@@ -23,6 +23,12 @@ allocates = torch._dynamo.disable(
 )
 
 
+@torch._dynamo.assume_constant_result
+def _frozen() -> bool:
+    """Whether inductor is to take what a step reads and does not write as constants: signs, metric, table, of one cache."""
+    return torch._inductor.config.freezing and not torch.is_grad_enabled()
+
+
 class StaticState:
     """Sequences of one (padded) length, each in pages of its own, which follow one another.
 
@@ -110,6 +116,11 @@ class StaticState:
     def unseen(self) -> bool:
         """This call will be made again without the host: torch.compile traces it, or a graph captures it."""
         if torch.compiler.is_compiling():
+            if _frozen():
+                raise NotImplementedError(
+                    "torch._inductor.config.freezing (TORCHINDUCTOR_FREEZING=1) would make constants of the cache's signs and tables, and "
+                    "compute with them for every later cache: turn it off"
+                )
             return True
         capturing = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         self.captured = self.captured or capturing

@@ -102,6 +102,14 @@ def test_a_first_call_that_is_compiled_says_what_to_do(llama):
         compiled(llama)(torch.tensor([[1, 2]]), past_key_values=TurboQuantStaticCache(llama.config, 10))
 
 
+def test_freezing_is_refused(llama):
+    """It would bake one cache's signs, metric and page table into the code of all."""
+    pair = StaticPair(llama)
+    pair.check(20)
+    with torch._inductor.config.patch(freezing=True), torch.no_grad(), pytest.raises(torch._dynamo.exc.TorchDynamoException, match="TORCHINDUCTOR_FREEZING"):
+        compiled(llama)(pair.tokens(1), past_key_values=pair.static)
+
+
 def test_surgery_between_compiled_steps(llama):
     forward, pair = compiled(llama), StaticPair(llama, batch=3)
     pair.check(70)
