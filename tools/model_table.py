@@ -45,7 +45,7 @@ def summary(path: Path, report: dict) -> str:
     caption = (
         f"A model of Llama-3.1-8B's shape on an {report['device']}, bf16, 4/4 bits, default fringe; DynamicCache with the faster of torch's "
         f"attentions, StaticCache where compiled ([the run](benchmarks/results/{path.name}); {sum(m is True for m in met)} of {len(met)} targets met, "
-        "[all of it](docs/transformers.md)):"
+        "[all of it](docs/transformers.md)). Times are medians; a ratio of eager steps is the median of paired steps' ratios, not that of the two medians:"
     )
     table = [f"| {' | '.join(_short(row))} |" for row in report["rows"] if row["targets"] and not row.get("failed")]
     return "\n".join(["", caption, "", "| | transformers | ours | |", "|---|---|---|---|", *table, ""])

@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt  # noqa: E402  after the backend is chosen
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.text import Text  # noqa: E402
+from matplotlib.transforms import Bbox  # noqa: E402
 
 from fidelity import tables  # noqa: E402
 from turboquant.benchmark.plot import INK, OURS, STYLE  # noqa: E402
@@ -29,7 +30,7 @@ def save_plot(report: dict, path: Path) -> None:
     rows, texts = tables.richest(report)
     rows = [row for row in rows if row["group"] in COLOURS]
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(10, 6.5), layout="constrained")
+        figure, axes = plt.subplots(figsize=(10, 6.5), dpi=150, layout="constrained")
         axes.set(xscale="log", yscale="log", xlabel="bytes a token and KV head (head_dim 64; 16 bits: 256), windows included")
         axes.set_ylabel("mean KL to the fp32 cache, nats")
         axes.grid(which="major", color="#e6e8ea", linewidth=0.8)
@@ -49,24 +50,27 @@ def save_plot(report: dict, path: Path) -> None:
         model, tokens = rows[0]["model"], rows[0]["tokens"]
         axes.set_title(f"{model}, {len(texts)} texts of {tokens:,} tokens, teacher-forced; bars: least to most over the texts")
         _place(figure, axes, labels)
-        figure.savefig(path, dpi=150)
+        figure.savefig(path)
         plt.close(figure)
 
 
 def _place(figure: Figure, axes: Axes, labels: list[tuple[str, tuple[float, float], str]]) -> None:
-    """Each label at the first place about its point, near to far, where it covers no other; a thin line leads to the point."""
+    """Each label at the nearest place about its point where it covers no other label and no point; a thin line leads to the point."""
     figure.canvas.draw()
-    places = [(dx, dy, side) for dy in (0, 8, -8, 16, -16, 24, -24, 32, -32) for dx, side in ((7, "left"), (-7, "right"))]
-    taken = []
+    figure.set_layout_engine("none")  # labels do not move the axes
+    places = [(dx, dy) for dx in (7, -7, 24, -24, 48, -48) for dy in range(-96, 97, 6)]
+    places.sort(key=lambda place: place[0] ** 2 + 4 * place[1] ** 2)
+    points = [axes.transData.transform(at) for _, at, _ in labels]
+    taken = [axes.get_legend().get_window_extent(), *(Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in points)]
     for text, at, colour in sorted(labels, key=lambda label: label[1]):
-        for dx, dy, side in places:
-            line = {"arrowstyle": "-", "linewidth": 0.4, "color": colour}
-            note = axes.annotate(
-                text, at, xytext=(dx, dy), textcoords="offset points", fontsize=6, color=colour, ha=side, va="center", arrowprops=line
-            )
-            note.draw(figure.canvas.get_renderer())
-            box = note.get_bbox_patch().get_window_extent() if note.get_bbox_patch() else Text.get_window_extent(note)
-            if not any(box.overlaps(other) for other in taken) or (dx, dy, side) == places[-1]:
-                taken.append(box)
-                break
-            note.remove()
+        line = {"arrowstyle": "-", "linewidth": 0.4, "color": colour}
+        note = axes.annotate(text, at, xytext=(0, 0), textcoords="offset points", fontsize=6, color=colour, va="center", arrowprops=line)
+        size, (x, y) = Text.get_window_extent(note, figure.canvas.get_renderer()), axes.transData.transform(at)
+
+        def box(dx: float, dy: float) -> Bbox:
+            left, middle = x + dx * figure.dpi / 72, y + dy * figure.dpi / 72
+            return Bbox.from_bounds(left if dx > 0 else left - size.width, middle - size.height / 2, size.width, size.height)
+
+        place = next((place for place in places if not any(box(*place).overlaps(other) for other in taken)), places[0])
+        note.set(position=place, ha="left" if place[0] > 0 else "right")
+        taken.append(box(*place))

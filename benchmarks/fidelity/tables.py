@@ -13,6 +13,7 @@ SHOWN = (
     "recipe 4/4 fringe 4+28", "recipe 3/3 fringe 4+28", "recipe 2/2 fringe 4+28", "recipe 4/4 append",
 )  # fmt: skip
 MANY_TEXTS = 3  # fewer say little
+ASIDE = ("ablation", "fringe")  # groups that neither the README nor the plot shows
 # Repeated in tables over fewer texts, to compare with.
 REFERENCES = ("recipe 4/4", "recipe 4/4 fringe 4+28", "recipe 3/3 fringe 4+28", "fp8 e4m3", "paper MSE 4/4", "sketch: as the product")
 HEAD = (
@@ -36,7 +37,7 @@ def short(report: dict, where: str) -> str:
 def full(report: dict, where: str) -> str:
     rows, texts = whole(report)
     parts = [f"[The run]({where}), {device(report)}.", render_targets(report["targets"])]
-    parts += [heading(rows[0]), render_rows([row for row in rows if row["group"] not in ("ablation", "fringe")])]
+    parts += [heading(rows[0]), render_rows([row for row in rows if row["group"] not in ASIDE])]
     if any(row["group"] == "ablation" for row in rows):
         shown = [row for row in rows if row["group"] == "ablation" or row["variant"] in REFERENCES]
         parts += [f"{heading(rows[0])}: parts of the recipe left out or changed, ideas", render_rows(shown)]
@@ -65,10 +66,10 @@ def whole(report: dict) -> tuple[list[dict], tuple[str, ...]]:
 
 
 def richest(report: dict) -> tuple[list[dict], tuple[str, ...]]:
-    """As `whole`, but over the texts (MANY_TEXTS at least, if there are) that most variants saw."""
+    """As `whole`, but without the rows that stand aside, and over the texts (MANY_TEXTS at least, if there are) that most of the rest saw."""
     by_texts: dict[tuple[str, ...], list[dict]] = {}
     for row in report["variants"]:
-        if row["stress"] == "none" and row["tokens"] == 2048:
+        if row["stress"] == "none" and row["tokens"] == 2048 and row["group"] not in ASIDE:
             by_texts.setdefault(tuple(row["texts"]), []).append(row)
     many = [texts for texts in by_texts if len(texts) >= MANY_TEXTS]
     if not many:
