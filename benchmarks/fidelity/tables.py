@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 # In the README; the rest is in docs/fidelity.md.
 SHOWN = (
@@ -57,6 +58,18 @@ def full(report: dict, where: str) -> str:
     return "\n\n".join(parts)
 
 
+def earlier(report: dict, where: str) -> str:
+    """Of a run under the rule before the key metric: what the newer run has no row of."""
+    rows, _ = whole(report)
+    balances = [row for row in rows if re.fullmatch(r"recipe 4/4( append)?( fringe 4\+28)?( balance off| calibrated)?", row["variant"])]
+    return "\n\n".join([
+        "### Under the rule before the key metric",
+        f"[A run]({where}) of an earlier `encode`: no key metric, and values of 3 and 2 bits as long as their codes. Its rows compare with each other, not with those above.",
+        f"{heading(rows[0])}: the balance off, of the first 128 tokens (no word) and calibrated on other text", render_rows(balances),
+        f"{heading(rows[0])}: recipe 4/4, mean KL where the S first and the W newest tokens are kept in 16 bits", render_fringes(rows, least=3),
+    ])  # fmt: skip
+
+
 def whole(report: dict) -> tuple[list[dict], tuple[str, ...]]:
     """The rows over most texts, without a stress and of 2,048 tokens where there are such, and the texts."""
     unplanted = [row for row in report["variants"] if row["stress"] == "none"] or report["variants"]
@@ -99,13 +112,16 @@ def render_rows(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def render_fringes(rows: list[dict]) -> str:
-    """S down, W across; empty without a row of another fringe than the default."""
+def render_fringes(rows: list[dict], least: int = 1) -> str:
+    """S down, W across, those with `least` cells; empty without a row of another fringe than the default."""
     kl = {(0, 0): row["kl"]["mean"] for row in rows if row["variant"] == "recipe 4/4"}
     for row in rows:
         found = re.fullmatch(r"recipe 4/4 fringe (\d+)\+(\d+)", row["variant"])
         if found:
             kl[int(found[1]), int(found[2])] = row["kl"]["mean"]
+    for axis in (0, 1):
+        count = Counter(at[axis] for at in kl)
+        kl = {at: value for at, value in kl.items() if count[at[axis]] >= least}
     if len(kl) < 3:
         return ""
     recents = sorted({recent for _, recent in kl})
@@ -126,17 +142,30 @@ def render_targets(targets: list[dict]) -> str:
 
 
 def render_blocks(cells: list[dict]) -> str:
+    """Over the texts: mean, and least to most, of each variant's figures of its layers."""
+    by_variant: dict[tuple[int, str], list[dict]] = {}
+    for cell in cells:
+        by_variant.setdefault((cell["tokens"], cell["variant"]), []).append(cell)
+    rows = []
+    for (tokens, variant), part in by_variant.items():
+        errors = [sorted(cell["block_errors"]) for cell in part]
+        rms = [(sum(e * e for e in layers) / len(layers)) ** 0.5 for layers in errors]
+        median, worst = [layers[len(layers) // 2] for layers in errors], [layers[-1] for layers in errors]
+        where = part[worst.index(max(worst))]["text"]
+        cells_of_row = f"{_mean(rms)} | {_range(rms)} | {_mean(median)} | {_range(median)} | {max(worst):.4f} ({where}) | {_range(worst)}"
+        rows.append((-tokens, sum(rms) / len(rms), f"| {variant} | {len(part)} | {cells_of_row} |"))
+    texts, tokens = sorted({cell["text"] for cell in cells}), sorted({cell["tokens"] for cell in cells})
     lines = [
-        "Relative error of the attention blocks' outputs after W_o, with the reference's own activations (root mean square, median and worst of the layers):",
-        "", "| variant | text, tokens | rms | median | worst |", "|---|---|---|---|---|",
+        "Relative error of the attention blocks' outputs after W_o, with the reference's own activations: root mean square, median and worst of the layers, each over texts of "
+        f"{' or '.join(f'{n:,}' for n in tokens)} tokens ({', '.join(texts)}):",
+        "", "| variant | texts | rms | least to most | median layer | least to most | worst layer (text) | least to most |", "|---" * 8 + "|",
     ]  # fmt: skip
+    return "\n".join(lines + [line for *_, line in sorted(rows)])
 
-    def rms(cell: dict) -> float:
-        errors = cell["block_errors"]
-        return (sum(e * e for e in errors) / len(errors)) ** 0.5
 
-    for cell in sorted(cells, key=lambda cell: (-cell["tokens"], cell["text"], rms(cell))):
-        errors = sorted(cell["block_errors"])
-        where = f"{cell['text']}, {cell['tokens']:,}"
-        lines.append(f"| {cell['variant']} | {where} | {rms(cell):.4f} | {errors[len(errors) // 2]:.4f} | {errors[-1]:.4f} |")
-    return "\n".join(lines)
+def _mean(x: list[float]) -> str:
+    return f"{sum(x) / len(x):.4f}"
+
+
+def _range(x: list[float]) -> str:
+    return f"{min(x):.4f} to {max(x):.4f}"

@@ -67,6 +67,8 @@ def test_the_quantisers_have_the_errors_of_theory_within_five_standard_errors():
         if row["quantiser"] == "mse":
             assert abs(row["mse"] - row["theory_mse"]) < 5 * row["mse_standard_error"]
             assert row["lower_bound"] < row["mse"] < row["upper_bound"]
+        else:
+            assert row["lower_bound"] < row["inner_product_error"] < row["upper_bound"]
         assert abs(row["inner_product_error"] - row["theory_inner_product_error"]) < 5 * row["inner_product_standard_error"]
 
 
@@ -147,6 +149,22 @@ def test_a_table_of_fringes_has_a_cell_for_each_that_was_measured():
     rows = [row("recipe 4/4", 0.5), row("recipe 4/4 fringe 4+28", 0.25), row("recipe 4/4 fringe 0+28", 0.375), row("fp16", 1.0)]
     assert tables.render_fringes(rows).splitlines() == ["| S | W = 0 | W = 28 |", "|---|---|---|", "| 0 | 0.5 | 0.375 |", "| 4 |  | 0.25 |"]
     assert tables.render_fringes(rows[:2]) == ""
+
+
+def test_blocks_are_summed_over_texts_with_their_spread():
+    cells = [
+        {"variant": "x", "text": text, "tokens": 640, "stress": "none", "block_errors": errors} for text, errors in (("a", [0.1, 0.3, 0.2]), ("b", [0.4, 0.2, 0.2]))
+    ]
+    assert tables.render_blocks(cells).splitlines()[-1] == "| x | 2 | 0.2494 | 0.2160 to 0.2828 | 0.2000 | 0.2000 to 0.2000 | 0.4000 (b) | 0.3000 to 0.4000 |"
+
+
+def test_the_readme_and_the_plot_are_over_the_texts_that_their_own_rows_saw():
+    def row(name, group, texts):
+        return {"variant": name, "group": group, "texts": texts, "stress": "none", "tokens": 2048}
+
+    shown = [row("x", "ours", list("abcd")), row("x", "ours", list("abc"))]
+    aside = [row(f"sketch {i}", "ablation", list("abc")) for i in range(3)]
+    assert tables.richest({"variants": shown + aside}) == ([shown[0]], tuple("abcd"))
 
 
 def test_rows_compare_over_the_same_texts():

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from fidelity.reproduce import bounds
+
 
 def full(report: dict, where: str) -> str:
     parts = [f"[The run]({where})."]
@@ -21,18 +23,28 @@ def distortion(rows: list[dict]) -> str:
     """MSE's error beside Lloyd-Max's and the bounds, and both quantisers' inner products beside theory."""
     lines = [
         "Random unit vectors: error of a vector, and `d E[error^2]` of inner products with random unit vectors, measured / theory.", "",
-        "| d | bits | MSE: error | bounds | MSE: inner product | its slope | Prod: inner product | its slope |", "|---|---|---|---|---|---|---|---|",
+        "| d | bits | MSE: error | bounds | MSE: inner product | its slope | Prod: inner product | bounds | its slope |", "|---" * 9 + "|",
     ]  # fmt: skip
     by_kind = {(r["dim"], r["bits"], r["quantiser"]): r for r in rows}
     for (dim, bits, kind), mse in by_kind.items():
         if kind == "mse":
             prod = by_kind.get((dim, bits, "prod"))
             cells = [
-                f"{dim:,}", str(bits), f"{mse['mse']:.5f} / {mse['theory_mse']:.5f}", f"{mse['lower_bound']:.5f} to {mse['upper_bound']:.5f}",
-                *(_inner(mse) + (_inner(prod) if prod else ["", ""])),
+                f"{dim:,}", str(bits), f"{mse['mse']:.5f} / {mse['theory_mse']:.5f}", _between(bounds.error(bits)), *_inner(mse), *_prod(prod),
             ]  # fmt: skip
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _between(ends: tuple[float, float]) -> str:
+    return f"{ends[0]:.5f} to {ends[1]:.5f}"
+
+
+def _prod(row: dict | None) -> list[str]:
+    if row is None:
+        return ["", "", ""]
+    error, slope = _inner(row)
+    return [error, _between(bounds.inner_product(row["bits"])), slope]
 
 
 def _inner(row: dict) -> list[str]:
