@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
-.PHONY: help setup build package test test-cpp test-python demo asan tsan bench bench-attend bench-fidelity bench-layout gpu-build gpu-package gpu-test gpu-test-cpp gpu-test-python gpu-sanitize gpu-bench gpu-bench-model gpu-demo gpu-map gpu-ladder wheel format format-check tidy clean
+.PHONY: help setup build package test test-cpp test-python demo asan tsan bench bench-attend bench-fidelity bench-fidelity-all bench-layout gpu-build gpu-package gpu-test gpu-test-cpp gpu-test-python gpu-sanitize gpu-bench gpu-bench-model gpu-demo gpu-map gpu-ladder wheel format format-check tidy clean
 
 help:
 	@echo "make test    set up, build, run every CPU test (C++ and Python)"
@@ -20,6 +20,7 @@ help:
 	@echo "make bench   the C++ benchmarks; results in build/bench/*.json"
 	@echo "make bench-attend  decode attention from pages beside torch's SDPA"
 	@echo "make bench-fidelity  what caches of all kinds cost a model; hours on two cores, minutes with FIDELITY_ARGS='--device cuda'; resumable"
+	@echo "make bench-fidelity-all  the same with a text of 8,000 tokens, planted stresses, blocks and the paper's experiments"
 	@echo "make bench-layout  loops over the page layout, one core (needs only cmake and a compiler)"
 	@echo "make gpu-test    every test that needs a GPU (C++ and Python); needs nvcc, cmake, GoogleTest, torch, pytest"
 	@echo "make gpu-sanitize  compute-sanitizer over a part of them that meets every kernel (minutes)"
@@ -74,6 +75,17 @@ bench-attend: package
 bench-fidelity: package
 	$(PYTHON) -P benchmarks/measure_fidelity.py run $(FIDELITY_ARGS)
 	$(PYTHON) -P benchmarks/measure_fidelity.py report --json build/fidelity/report.json --plot build/fidelity/report.png
+
+# What docs/fidelity.md shows, but for ablations under a stress. The paper's experiments take --device, --threads and --model only: FIDELITY_PAPER_ARGS.
+FIDELITY_GROUPS = --groups ours,paper,peer,'peer as run',sixteen
+FIDELITY = $(PYTHON) -P benchmarks/measure_fidelity.py
+bench-fidelity-all: package
+	$(FIDELITY) run $(FIDELITY_ARGS)
+	$(FIDELITY) run $(FIDELITY_ARGS) --texts novel $(FIDELITY_GROUPS)
+	for stress in k-bias outlier; do $(FIDELITY) run $(FIDELITY_ARGS) --stress $$stress $(FIDELITY_GROUPS) || exit; done
+	$(FIDELITY) blocks $(FIDELITY_ARGS) $(FIDELITY_GROUPS)
+	$(FIDELITY) paper --json build/fidelity/paper.json $(FIDELITY_PAPER_ARGS)
+	$(FIDELITY) report --json build/fidelity/report.json --plot build/fidelity/report.png
 
 # COMMIT names the sources where there is no git, LAYOUT_ARGS goes to the program.
 COMMIT ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
