@@ -161,15 +161,26 @@ __global__ void __launch_bounds__(S::kRegisterWarps * 32) few_rows_kernel(const 
     if (!p.a.settled) let_next_kernel_start();
     if (idle) break;
     const int end = uniform(min(segment.end, ring.end)), pages = uniform(sequence.pages);
+    const auto take_page = [&](const std::uint8_t* page, int k) {
+      const int position = (sequence.page_begin + k) * kPageTokens;
+      const int begin = max(sequence.first_end - position, 0),
+                stop = min(sequence.recent_start - position, kPageTokens);
+      attend_page<S>(p, tables, page, position, begin, stop, in_stream, queries, running);
+    };
+    if constexpr (S::kWide) {  // pages by a loop of their own: what pieces need is in no register of theirs
+      const int pages_end = min(end, segment.begin + pages);
+#pragma unroll 1
+      for (; unit < pages_end; ++unit) {
+        take_page(ring.wait(), unit - segment.begin);
+        ring.release(false);
+      }
+    }
 #pragma unroll 1
     for (; unit < end; ++unit) {
       const int k = unit - segment.begin;
       std::uint8_t* tile = ring.wait();
-      if (k < pages) [[likely]] {
-        const int position = (sequence.page_begin + k) * kPageTokens;
-        const int begin = max(sequence.first_end - position, 0),
-                  stop = min(sequence.recent_start - position, kPageTokens);
-        attend_page<S>(p, tables, tile, position, begin, stop, in_stream, queries, running);
+      if (!S::kWide && k < pages) [[likely]] {
+        take_page(tile, k);
       } else if (k < pages + sequence.pieces && (S::kSplit == 1 || k % S::kSplit == in_stream)) {
         attend_piece<S>(p, sequence, k - pages, tile, queries, running);
       }
