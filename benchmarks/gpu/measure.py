@@ -21,7 +21,7 @@ def describe(row: Row) -> dict:
     return {
         "name": row.name, "verb": row.verb, "sequences": len(lengths), "shortest": lengths[0], "longest": lengths[-1],
         "tokens": sum(lengths), "queries": row.queries, "q_heads": row.q_heads, "kv_heads": row.kv_heads,
-        "head_dim": row.head_dim, "k_bits": row.k_bits, "v_bits": row.v_bits, "window": row.window, "fringe": row.fringe,
+        "head_dim": row.head_dim, "k_bits": row.k_bits, "v_bits": row.v_bits, "window": row.window, "fringe": row.fringe, "metric": row.metric,
         "bytes": round(needed_bytes(row)),
     }  # fmt: skip
 

@@ -17,6 +17,7 @@ COLD_BYTES = 336_000_000  # more than the L2 of any GPU several times over
 MAX_BUFFERS = 160
 CHUNK_TOKENS = 64 << 10  # encoded at a time
 MAX_POOL_BYTES = 2 << 30
+METRIC_TOKENS = 128  # whose queries a key metric is made of
 
 
 def buffers_for(row: Row) -> int:
@@ -71,6 +72,17 @@ class Pool:
     def ints(self, values) -> Tensor:
         return torch.tensor(values, dtype=torch.int32, device=self.device)
 
+    def key_metric(self, q_heads: int) -> Tensor:
+        """int8 [kv_heads, head_dim, head_dim], of queries that look one way in each head, as real ones do."""
+        head_dim, _, _, kv_heads = self.format
+        query = self.normal(1, q_heads, METRIC_TOKENS, head_dim) + 2 * self.normal(1, q_heads, 1, head_dim)
+        moment = torch.zeros(kv_heads, head_dim, head_dim, dtype=torch.int32, device=self.device)
+        metric = torch.empty_like(moment, dtype=torch.int8)
+        ops.call("key_metric", self.basis.arguments() | {
+            "query": query.bfloat16(), "starts": None, "step": 1, "begins": True, "moment": moment, "metric": metric,
+        })  # fmt: skip
+        return metric
+
     def arguments(self, table: Tensor, lengths: tuple[int, ...], queries: int) -> dict:
         """Of every operator, but for the vectors: `queries` tokens a sequence after `lengths` in the pages."""
         head_dim, k_bits, v_bits, _ = self.format
@@ -101,6 +113,8 @@ class Problem:
             shared |= {"keys": vectors(row.kv_heads), "values": vectors(row.kv_heads)}
         if workspace := self.workspace_bytes():
             shared["workspace"] = torch.zeros(workspace, dtype=torch.uint8, device=pool.device)
+        if row.metric:
+            shared["key_metric"] = pool.key_metric(row.q_heads)
         self.arguments = []
         for table in tables:
             arguments = pool.arguments(table, row.lengths, row.queries) | shared

@@ -156,6 +156,26 @@ def test_encode_rows_launch():
     assert not torch.equal(before, made.pool.pages)
 
 
+@pytest.mark.parametrize(("verb", "lengths", "queries"), [("encode", (0, 0), 70), ("append", (130, 70), 1)])
+def test_rows_with_a_key_metric_choose_other_codes_of_the_same_vectors(verb, lengths, queries):
+    row = replace(TINY, verb=verb, lengths=lengths, queries=queries)
+    made = tiny_problem(replace(row, metric=True))
+    before, results = made.pool.pages.clone(), []
+    for metric in (made.arguments[0]["key_metric"], None):
+        made.pool.pages.copy_(before)
+        made.arguments[0]["key_metric"] = metric
+        made.launches(settled=True)[0]()
+        results.append(made.pool.pages.clone())
+    assert not torch.equal(*results) and not torch.equal(results[1], before)
+
+
+def test_rows_with_a_key_metric_have_no_target_and_one_row_without_beside_them():
+    for row in (row for row in ROWS.values() if row.metric):
+        assert row.verb != "attend" and not row.targets
+        assert replace(ROWS[row.name.removesuffix(", key metric")], name="", targets=()) == replace(row, name="", metric=False)
+    assert {row.verb for row in ROWS.values() if row.metric} == {"append", "encode"}
+
+
 def test_graphs_have_24_launches_or_a_round_of_buffers_unless_they_would_take_long():
     assert timing.launch_count(2, 100.0) == 24
     assert timing.launch_count(149, 5.0) == 149
