@@ -109,6 +109,31 @@ TEST(Attend, AgreesOnAsManyEqualSequencesAsThereAreHalvesOfBlocks) {
     }
 }
 
+// The same of two pages each, or of two pages and two pieces of fringe: 8 warps have 4 sequences. Fewer than
+// 8 sequences would be another kernel's. 4 and 8 rows, and less than that.
+TEST(Attend, AgreesOnSequencesOfTwoWarpsAtEveryFastHeadDimAndKindOfWidths) {
+  struct Case {
+    int k_bits, v_bits, queries, group;
+  };
+  int turn = 0;
+  for (const int d : {64, 80, 96, 128, 192, 256})
+    for (const Case& of : {Case{4, 4, 1, 4}, {4, 4, 2, 4}, {3, 3, 1, 3}, {4, 3, 1, 4}, {2, 4, 2, 3}}) {
+      Shape shape;
+      shape.format = {d, of.k_bits, of.v_bits};
+      shape.kv_heads = 64;
+      shape.group = of.group;
+      shape.sequences = 8;
+      shape.max_pages = 2;
+      shape.fringe_first = turn % 3 == 0 ? 4 : 0;
+      shape.fringe_recent = turn % 3 == 0 ? 28 : 0;
+      const int history = turn % 3 == 0 ? 97 : 66;
+      expect_attend(shape, {std::vector<int>(8, history)}, std::vector<int>(8, of.queries),
+                    name_of(shape.format) + ", " + std::to_string(of.queries) + " queries",
+                    turn % 2 == 0 ? DType::kBF16 : DType::kF16);
+      ++turn;
+    }
+}
+
 // Rows of queries that no vector load may touch: a slice of something.
 TEST(Attend, ReadsQueriesAtAnyAddress) {
   for (const int d : {64, 128, 256})

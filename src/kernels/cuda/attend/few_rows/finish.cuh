@@ -151,22 +151,27 @@ template <Narrow S>
 requires(S::kSplit == 1) __device__ __forceinline__
     void finish_alone(const Params& p, const Ending& ending, int first_row, int kv_head, int,
                       const float* signs, float* staged, const Running<S>& running) {
-#pragma unroll
+#pragma unroll 1
   for (int t = 0; t < S::kTiles; ++t) {
     const int row = first_row + t * kTileRows;
     if (row >= ending.rows) break;
     Own<S, kTileRows> own;
     own.ask(p, ending, row, kv_head);
-    float sum = running.sum[t], half_steps = running.half_steps[t];
-    add_lanes(sum, half_steps);
-    store_values<S>(p, running, t, half_steps, [&](int q) { return staged + q * S::kStride; });
+    float sum = 0, half_steps = 0, maximum = 0;
+#pragma unroll
+    for (int tile = 0; tile < S::kTiles; ++tile) {  // registers have no index, and code is dear
+      if (tile != t) continue;
+      sum = running.sum[tile], half_steps = running.half_steps[tile], maximum = running.maximum[tile];
+      add_lanes(sum, half_steps);
+      store_values<S>(p, running, tile, half_steps, [&](int q) { return staged + q * S::kStride; });
+    }
     __syncwarp();
     RowsInLanes<S::kDim, kTileRows> x;
 #pragma unroll
     for (int r = 0; r < kTileRows; ++r) load_lane<S::kDim>(staged + r * S::kStride, x[r]);
     __syncwarp();
-    finish_rows<S, kTileRows>(p, ending, own, own.score(p), row, kv_head, signs, x, staged,
-                              running.maximum[t], sum);
+    finish_rows<S, kTileRows>(p, ending, own, own.score(p), row, kv_head, signs, x, staged, maximum, sum);
+    __syncwarp();
   }
 }
 

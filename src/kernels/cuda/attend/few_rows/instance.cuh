@@ -19,7 +19,7 @@ auto with_wide_shape(const Config& config, F f) {
 }
 
 // Calls f with the Shape of a config. The configs are those that few_rows.cc chooses from. Decoding from keys
-// and values of one width has a kernel of its own, and so have 16 and 32 rows of 4-bit codes at head_dim 128:
+// and values of one width has a kernel of its own, and so have 8 to 32 rows of 4-bit codes at head_dim 128:
 // without the other widths' code, a page takes less time. Decoding of few sequences has one for 4-bit codes.
 template <int kDim, class F>
 auto with_shape(const Config& config, const PageFormat& format, F f) {
@@ -31,9 +31,12 @@ auto with_shape(const Config& config, const PageFormat& format, F f) {
     if (format.k_bits == 3) return f(Shape<kDim, 1, 3>{});
     return f(Shape<kDim, 1, 2>{});
   }
-  if (config.tiles == 2) return f(Shape<kDim, 2, 0>{});
   if constexpr (kDim == 128)
-    if (format.k_bits == 4 && format.v_bits == 4) return with_wide_shape<kDim, 4>(config, f);
+    if (format.k_bits == 4 && format.v_bits == 4) {
+      if (config.tiles == 2) return f(Shape<kDim, 2, 4>{});
+      return with_wide_shape<kDim, 4>(config, f);
+    }
+  if (config.tiles == 2) return f(Shape<kDim, 2, 0>{});
   return with_wide_shape<kDim, 0>(config, f);
 }
 

@@ -33,8 +33,9 @@ __device__ __forceinline__ Team first_team(const Cta<S>& cta, const Segment& seg
   const int lane = static_cast<int>(threadIdx.x & 31), begin = cta.stream_begin(lane);
   const std::uint32_t streams =
       __ballot_sync(~0u, lane < S::kStreams && begin >= segment.begin && begin < min(segment.end, cta.end));
-  const int first = (__ffs(static_cast<int>(streams)) - 1) * S::kSharing,
-            before = __popc(streams & ((1u << stream) - 1)), all = __popc(streams);
+  const auto same = [](int x) { return Team::meets_as_cta<S>() ? x : uniform(x); };  // for all lanes
+  const int first = same(__ffs(static_cast<int>(streams)) - 1) * S::kSharing,
+            before = same(__popc(streams & ((1u << stream) - 1))), all = same(__popc(streams));
   if constexpr (S::kSplit > 1) return {first, before * S::kSplit + in_stream, all * S::kSplit, true};
   return {first + in_stream, before, all, true};
 }
@@ -139,18 +140,18 @@ __global__ void __launch_bounds__(S::kRegisterWarps * 32) few_rows_kernel(const 
     Queries<S> queries;
     queries.shared = reinterpret_cast<uint4*>(queries_shared + team.slot * S::kQueryBytes);
     queries.see(p, sequence, first_row);
-    const int makers = team.makers<S>(), rows_each = kTileRows / makers;
+    const int makers = team.makers<S>(), rows_each = min(kTileRows, S::kRows / makers);
     const bool loads = S::kWide || team.member < makers;
     std::int64_t at[S::kQueryRows];
     find_rows<S>(p, sequence, first_row + (loads ? team.member * rows_each : 0), kv_head, at, rows_each);
     running.clear();
     if (first && p.a.settled) {
-      const int tile = S::kWide ? stream % (S::kRows / kTileRows) : 0;  // most likely
+      const int tile = stream % (S::kRows / kTileRows);  // most likely
       prefetch_rows<S>(p, sequence, first_row + tile * kTileRows, kv_head);
       wait_for_previous_kernel();
       let_next_kernel_start();
     }
-    if (idle && !S::kTeams) break;
+    if (idle && !(S::kTeams && Team::meets_as_cta<S>())) break;
     if (!first && S::kSplit > 1) stream_sync<S>();  // both have taken the last queries
     GivenRows<S> rows;
     if (loads) rows.load(p.a.query, at);

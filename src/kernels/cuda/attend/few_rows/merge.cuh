@@ -75,7 +75,7 @@ struct Cta {
 template <class S>
 inline constexpr bool kPairs = false;
 template <Narrow S>
-inline constexpr bool kPairs<S> = S::kSplit == 1 && S::kTiles == 1;
+inline constexpr bool kPairs<S> = S::kSplit == 1;
 template <class S>
 __device__ __forceinline__ bool is_pair(const Cta<S>& cta, const Segment& segment, int first) {
   return kPairs<S> && first >= 0 && first + 1 < S::kStreams && segment.begin >= cta.stream_begin(first) &&

@@ -4,8 +4,8 @@
 #include "kernels/cuda/attend/few_rows/merge.cuh"
 
 // A segment that two streams do alone, and end with: as many sequences of equal lengths as there are half
-// CTAs, say. They finish it together, two rows each, while the CTA's other streams still read. At the CTA's
-// barrier, each warp would come to its rows later, and to one after the other.
+// CTAs, say. They finish it together, half of its rows each, while the CTA's other streams still read. At the
+// CTA's barrier, each warp would come to its rows later, and to one after the other.
 namespace turboquant::kernels::cuda::few_rows {
 
 // By the two streams from `first` on. mine: 0 or 1, this warp's.
@@ -13,7 +13,7 @@ template <class S>
 requires(kPairs<S>) __device__ __forceinline__
     void finish_pair(const Cta<S>& cta, const Ending& ending, int first_row, int first, int mine,
                      const Running<S>& running) {
-  constexpr int kRows = kTileRows / 2;
+  constexpr int kRows = S::kRows / 2;
   const int row = kRows * mine, end_of_mine = row + static_cast<int>(threadIdx.x & 31) % kRows;
   Own<S, kRows> own;
   own.ask(cta.p, ending, first_row + row, cta.kv_head);

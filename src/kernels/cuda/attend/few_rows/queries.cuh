@@ -108,11 +108,12 @@ __device__ __forceinline__ void prefetch_rows(const Params& p, const Sequence& s
   if (at >= 0) prefetch_l2(static_cast<const std::uint8_t*>(from->data) + 2 * at + lane % kLines * 128);
 }
 
-// Rows as 16-bit integers in shared memory, with 128 added so that the high byte is rounded: q's, then -q's.
-// The largest of a row, in the padding behind it, is what 32,639 stands for.
+// Rows as 16-bit integers in shared memory, with 128 added so that the high byte is rounded: q's, then, of
+// one tile, -q's. The largest of a row, in the padding behind it, is what 32,639 stands for.
 template <Narrow S>
 struct RoundedRows {
   static constexpr int kStride = S::kDim + 16;
+  static constexpr bool kHasMinus = S::kTiles == 1;
   static_assert(2 * kTileRows * kStride * 2 <= kTileRows * S::kStride * 4);
   std::int16_t* data;
   __device__ std::int16_t* row(int r) const { return data + r * kStride; }
@@ -147,7 +148,7 @@ __device__ __forceinline__ void round_rows(const Params& p, const GivenRows<S>& 
     const float largest = __uint_as_float(__reduce_max_sync(~0u, bits));
     if (lane == 0) out.largest(first_row + r) = largest;
     const float to_integer = __fdividef(32639.0f, fmaxf(largest, 1e-30f));
-    std::int16_t *plus = out.row(first_row + r), *minus = out.minus_row(first_row + r);
+    std::int16_t* plus = out.row(first_row + r);
     int integers[kN];
 #pragma unroll
     for (int i = 0; i < kN; ++i) integers[i] = __float2int_rn(x[r][i] * to_integer);
@@ -155,23 +156,31 @@ __device__ __forceinline__ void round_rows(const Params& p, const GivenRows<S>& 
       const auto pair = [](int low, int high) {
         return prmt(static_cast<std::uint32_t>(low), static_cast<std::uint32_t>(high), 0x5410);
       };
-      std::uint32_t words[kN / 2], negated[kN / 2];
+      std::uint32_t words[kN / 2], negated[kN / 2];  // the latter of one tile
 #pragma unroll
       for (int i = 0; i < kN / 2; ++i) {
         words[i] = pair(128 + integers[2 * i], 128 + integers[2 * i + 1]);
         negated[i] = pair(128 - integers[2 * i], 128 - integers[2 * i + 1]);
       }
       store_words_at(reinterpret_cast<std::uint32_t*>(plus) + lane * (kN / 2), words);
-      store_words_at(reinterpret_cast<std::uint32_t*>(minus) + lane * (kN / 2), negated);
+      if constexpr (RoundedRows<S>::kHasMinus)
+        store_words_at(reinterpret_cast<std::uint32_t*>(out.minus_row(first_row + r)) + lane * (kN / 2),
+                       negated);
     } else {
 #pragma unroll
       for (int i = 0; i < kN; ++i) {
         if (!has<S::kDim>(i)) continue;
         plus[lane + 32 * i] = static_cast<std::int16_t>(128 + integers[i]);
-        minus[lane + 32 * i] = static_cast<std::int16_t>(128 - integers[i]);
+        if constexpr (RoundedRows<S>::kHasMinus)
+          out.minus_row(first_row + r)[lane + 32 * i] = static_cast<std::int16_t>(128 - integers[i]);
       }
     }
   }
+}
+
+// 256 - x of two 16-bit integers.
+__device__ __forceinline__ std::uint32_t minus_256(std::uint32_t x) {
+  return (0x81008100u - (x & 0x7fff7fffu)) ^ (~x & 0x80008000u);
 }
 
 // Takes a rounded tile as operands.
@@ -179,49 +188,59 @@ template <Narrow S>
 __device__ __forceinline__ void take_tile(const Params& p, int tile, const float* staged, Queries<S>& out) {
   const int lane = static_cast<int>(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
   const RoundedRows<S> rows{reinterpret_cast<std::int16_t*>(const_cast<float*>(staged))};
-  const std::int16_t *mine = rows.row(g >> 1) + 4 * q, *minus = rows.minus_row(g >> 1) + 4 * q;
+  const int row = kTileRows * tile + (g >> 1);
   const bool low = (g & 1) != 0;
 #pragma unroll
   for (int w = 0; w < S::kQueryWords; ++w) {
-    out.words[tile][w] = query_bytes(*reinterpret_cast<const uint2*>(mine + 16 * w), low);
-    out.negated[tile][w] = query_bytes(*reinterpret_cast<const uint2*>(minus + 16 * w), low);
+    const uint2 x = *reinterpret_cast<const uint2*>(rows.row(row) + 4 * q + 16 * w);
+    uint2 minus;
+    if constexpr (RoundedRows<S>::kHasMinus)
+      minus = *reinterpret_cast<const uint2*>(rows.minus_row(row) + 4 * q + 16 * w);
+    else minus = {minus_256(x.x), minus_256(x.y)};
+    out.words[tile][w] = query_bytes(x, low);
+    out.negated[tile][w] = query_bytes(minus, low);
   }
-  out.unit[tile] = rows.largest(q) * (p.query_unit / 32639.0f);
+  out.unit[tile] = rows.largest(kTileRows * tile + q) * (p.query_unit / 32639.0f);
 }
 
-// Makes a warp's queries, by tiles through its staged rows; first_row: of the sequence. given: the first
-// tile. A team's first members do it for all.
+// Makes a warp's queries through its team's staged rows; first_row: of the sequence. given: the first rows
+// that this warp rotates, of a team whose first members make them for all. A warp by itself rotates one tile
+// after the other.
 template <Narrow S>
 __device__ __forceinline__ void make_queries(const Params& p, const Sequence& sequence, int first_row,
                                              int kv_head, const Team& team, GivenRows<S>& given,
                                              const float* signs, float* staged, Queries<S>& out) {
   const int warp = static_cast<int>(threadIdx.x >> 5), makers = team.makers<S>();
-#pragma unroll
-  for (int tile = 0; tile < S::kTiles; ++tile) {
-    if (tile > 0) {
-      __syncwarp();
-      std::int64_t at[S::kQueryRows];
-      find_rows<S>(p, sequence, first_row + tile * kTileRows, kv_head, at);
-      given.load(p.a.query, at);
+  float* at = staged + (team.slot - warp) * kTileRows * S::kStride;
+  const int passes = S::kTiles == 2 && makers == 1 ? 2 : 1;
+#pragma unroll 1
+  for (int pass = 0; pass < passes; ++pass) {
+    if (pass > 0) {
+      std::int64_t places[S::kQueryRows];
+      find_rows<S>(p, sequence, first_row + kTileRows, kv_head, places);
+      given.load(p.a.query, places);
     }
-    float* at = staged + (team.slot - warp) * kTileRows * S::kStride;
     if (team.member < makers) {
-      const int first = team.member * (kTileRows / makers);
+      const int first = makers == 1 ? kTileRows * pass : team.member * (S::kRows / makers);
       // Where it goes through memory, two warps that rotate at once do it where the second one's rows are
       // staged.
       float* scratch = S::kSplit == 1 ? staged : at + (kTileRows + first) * S::kStride;
       if constexpr (!S::kSpreads) {
         round_rows<S::kQueryRows, S>(p, given, first, signs, scratch, at);
       } else {
-        if (makers == 4) round_rows<1, S>(p, given, first, signs, scratch, at);
-        else if (S::kSplit == 2 || makers == 2) round_rows<2, S>(p, given, first, signs, scratch, at);
+        const int rows = min(kTileRows, S::kRows / makers);
+        if (rows == 1) round_rows<1, S>(p, given, first, signs, scratch, at);
+        else if (S::kSplit == 2 || rows == 2) round_rows<2, S>(p, given, first, signs, scratch, at);
         else if constexpr (S::kSplit == 1) round_rows<4, S>(p, given, first, signs, scratch, at);
       }
     }
-    team.sync<S>();
-    take_tile<S>(p, tile, at, out);
+    if (pass + 1 < passes) __syncwarp();
+    else team.sync<S>();
+#pragma unroll
+    for (int tile = 0; tile < S::kTiles; ++tile)
+      if (passes == 1 || tile == pass) take_tile<S>(p, tile, at, out);
+    __syncwarp();
   }
-  __syncwarp();
 }
 
 }  // namespace turboquant::kernels::cuda::few_rows

@@ -131,6 +131,15 @@ __device__ __forceinline__ void meet(int which) {
   else asm volatile("bar.sync 4, 64;" ::: "memory");
 }
 
+// The warps of a team of several (barriers 5 and 6 are for CTAs that append). At most four such teams are
+// apart: the first warps of two are at least two apart.
+__device__ __forceinline__ void meet_team(int first_warp, int warps) {
+  if (first_warp < 2) asm volatile("bar.sync 7, %0;" ::"r"(32 * warps) : "memory");
+  else if (first_warp < 4) asm volatile("bar.sync 8, %0;" ::"r"(32 * warps) : "memory");
+  else if (first_warp < 6) asm volatile("bar.sync 9, %0;" ::"r"(32 * warps) : "memory");
+  else asm volatile("bar.sync 10, %0;" ::"r"(32 * warps) : "memory");
+}
+
 // All warps of a stream.
 template <class S>
 __device__ __forceinline__ void stream_sync() {
@@ -146,22 +155,29 @@ __device__ __forceinline__ void cta_sync() {
   else asm volatile("bar.sync 5, %0;" ::"n"(32 * kWarps) : "memory");
 }
 
-// Warps that make the same queries. In a CTA whose warps are all in teams, or idle, they meet at one barrier.
+// Warps that make the same queries. Where all of a CTA's warps are in teams, or idle, they may meet at one
+// barrier; a warp by itself would wait there for others' queries.
 struct Team {
   int slot;             // the warp in whose shared memory they are
   int member, members;  // this warp's number
   bool all;             // every warp of the CTA is in a team
   template <class S>
+  static constexpr bool meets_as_cta() {
+    return S::kWide || S::kSplit > 1;
+  }
+  template <class S>
   __device__ void sync() const {
-    if (all) cta_sync<S>();
+    if (all && meets_as_cta<S>()) cta_sync<S>();
+    else if (all && members > 1) meet_team(slot, members);
     else if constexpr (S::kSplit > 1) stream_sync<S>();
     else __syncwarp();
   }
-  // Members that rotate its first tile, the same number of rows each.
+  // Members that rotate its rows, the same number each: of a wide shape, of a tile.
   template <class S>
   __device__ int makers() const {
     if constexpr (!S::kWide)
-      if constexpr (S::kSpreads) return members >= 4 ? 4 : members >= 2 ? 2 : 1;
+      if constexpr (S::kSpreads)
+        return S::kTiles == 2 && members >= 8 ? 8 : members >= 4 ? 4 : members >= 2 ? 2 : 1;
     return S::kSplit;
   }
 };

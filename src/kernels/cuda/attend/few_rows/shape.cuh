@@ -25,7 +25,6 @@ struct Shape {
   static constexpr bool kWide = false;
   static constexpr int kDim = kHeadDim;
   static constexpr int kTiles = kTiles_, kBits = kBits_, kSplit = kSplit_;
-  static constexpr bool kTeams = kTiles == 1;  // warps that begin in one segment make its queries together
   static constexpr int kSharing = kSplit, kStreams = kWarps / kSharing;  // warps that read a stream of pages
   static constexpr int kSlots = 2;                                       // of a stream's ring, at most
   static constexpr bool kAppends = false;                                // see Appending
@@ -38,7 +37,10 @@ struct Shape {
   static constexpr int kFinishRows = 1;                       // that a warp merges and finishes at a time
   static constexpr int kQueryRows = kTileRows / kSplit;       // that a warp rotates at a time, at most
   static constexpr bool kAdjacent = rotates_adjacent(kDim);   // a lane's coordinates while it does
-  static constexpr bool kSpreads = kTeams && kAdjacent;       // each of a team's warps rotates fewer
+  static constexpr bool kSpreads = kAdjacent;                 // each of a team's warps rotates fewer
+  // Warps that begin in one segment make its queries together. Of 8 rows that go through memory, both tiles
+  // would be for the first of them.
+  static constexpr bool kTeams = kTiles == 1 || kSpreads;
   static constexpr int kQueryWords = kDim / 16;  // registers of a query's B operand: 16 coordinates each
   static constexpr int kSums = kDim / 8;         // coordinates of a row a lane sums: 2 of each 16
   static constexpr int kStride = (kDim + 31) / 32 * 32 + 16;  // of staged rows, in floats
