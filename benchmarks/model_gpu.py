@@ -67,6 +67,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--config", metavar="DIR", help="the folder of another model's config.json")
     parser.add_argument("--profile", metavar="BxT", help="then profile an eager step of B sequences of T tokens")
     parser.add_argument("--graph", metavar="BxT", help="then say where a compiled step's time on the device goes, as --profile")
+    parser.add_argument("--inductor", nargs="+", default=[], metavar="NAME", help="switches of torch._inductor.config to turn on for compiled rows, as max_autotune_gemm")
     parser.add_argument("--budget", type=float, default=300, metavar="SECONDS", help="start no row that would take longer (default: %(default)s)")
     parser.add_argument("--commit", default="unknown", help="of the sources, where there is no git")
     parser.add_argument("--json", metavar="FILE", help="where to write the result")
@@ -87,7 +88,7 @@ def main() -> int:
     torch.cuda.synchronize()
     print(f"model: {sum(p.nbytes for p in model.parameters()) / 1e9:.2f} GB in {time.monotonic() - begin:.1f} s", flush=True)
     result["rows"] = []
-    run = Run(args.quick, result["copy_gb_s"])
+    run = Run(args.quick, result["copy_gb_s"], dict.fromkeys(args.inductor, True))
     for row in rows.rows():
         if not re.search(args.rows, row.name):
             continue

@@ -64,8 +64,9 @@ def _short(row: dict) -> list[str]:
 
 
 def _name(row: dict) -> str:
-    """With its commit, where that is not the report's."""
-    return f"{row['name']} (commit {row['commit']})" if row.get("commit") else row["name"]
+    """With inductor's options, and with its commit where that is not the report's."""
+    notes = [*row.get("inductor", ()), *([f"commit {row['commit']}"] if row.get("commit") else ())]
+    return f"{row['name']} ({', '.join(notes)})" if notes else row["name"]
 
 
 def split(document: str) -> tuple[str, str, str]:
@@ -104,7 +105,7 @@ def _values(row: dict) -> list[str]:
             base = row["baseline"]
             theirs = f"{ARMS[base]} {_spread(times[base])} {unit}"
             others = [f"{ARMS[arm]} {times[arm]['median']:.1f}" for arm in times if arm not in (base, "turboquant")]
-            floor = f", floor {row['floor_ms']:.2f}" if row.get("floor_ms") else ""
+            floor = f", floor {row['floor_ms']:.2f} ({times['turboquant']['median'] / row['floor_ms']:.2f} x)" if row.get("floor_ms") else ""
             floor += f", without a history {row['bare_ms']:.2f}" if row.get("bare_ms") else ""
             waited = {arm: f", each waited for {values['median']:.2f}" for arm, values in row.get("waited_ms", {}).items()}
             ours = f"{_spread(times['turboquant'])} {unit}{waited.get('turboquant', '')}{floor}"

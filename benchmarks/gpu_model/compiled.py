@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+import torch._inductor.config
 from transformers import PreTrainedModel, StaticCache
 from transformers.cache_utils import Cache
 
@@ -79,7 +80,18 @@ def loop(decoder: Decoder, tokens: int) -> float:
     return ms
 
 
+def measure_joined(model: PreTrainedModel, row: Row, run: Run) -> dict:
+    """Both arms with joined projections; the model stays so, hence the last row of a run."""
+    return measure(turboquant.join_projections(model), row, run) | {"joined": True}
+
+
 def measure(model: PreTrainedModel, row: Row, run: Run) -> dict:
+    with torch._inductor.config.patch(run.inductor):
+        found = _measure(model, row, run)
+    return found | ({"inductor": sorted(run.inductor)} if run.inductor else {})
+
+
+def _measure(model: PreTrainedModel, row: Row, run: Run) -> dict:
     forward = torch.compile(model.forward, mode="reduce-overhead", fullgraph=True)
     try:
         decoders = {

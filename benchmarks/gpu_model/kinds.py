@@ -4,6 +4,6 @@
 from . import compiled, eager, first_token, host, longest, memory, quantized
 
 MEASURES = {
-    "eager": eager.measure, "compiled": compiled.measure, "host": host.measure, "first token": first_token.measure, "memory": memory.measure,
+    "eager": eager.measure, "compiled": compiled.measure, "joined": compiled.measure_joined, "host": host.measure, "first token": first_token.measure, "memory": memory.measure,
     "longest": longest.measure, "quantized": quantized.measure,
 }  # fmt: skip

@@ -48,6 +48,7 @@ def line(row: dict) -> str:
     parts = [f"{ARMS[arm]} {spread(values)} {unit}" for unit in ("ms", "us") for arm, values in row.get(unit, {}).items()]
     parts += [f"{ARMS[arm]}, each step waited for, {spread(values)} ms" for arm, values in row.get("waited_ms", {}).items()]
     parts += [f"ratio {spread(row['ratio'])}"] if "ratio" in row else []
+    parts += [f"inductor with {', '.join(row['inductor'])}"] if "inductor" in row else []
     parts += [f"{ARMS.get(arm, arm)} {count:,} tokens" for arm, count in row.get("longest", {}).items()]
     parts += [f"{ARMS[arm]} {', '.join(f'{what} {count / 1e6:,.1f} MB' for what, count in held.items())}" for arm, held in row.get("bytes", {}).items()]
     if "error" in row:

@@ -18,7 +18,7 @@ _COMPAT = (
     "solve_lloyd_max",
 )
 # Loaded when first asked for: the caches need transformers, operators and quantisers do not.
-_LAZY = {"TurboQuantCache": ".cache", "TurboQuantStaticCache": ".static_cache", "enable": ".attention"} | dict.fromkeys(_COMPAT, ".compat")
+_LAZY = {"TurboQuantCache": ".cache", "TurboQuantStaticCache": ".static_cache", "enable": ".attention", "join_projections": ".projections"} | dict.fromkeys(_COMPAT, ".compat")
 __all__ = ["__version__", "ops", *_LAZY]
 
 

@@ -119,7 +119,7 @@ class StaticState:
             if _frozen():
                 raise NotImplementedError(
                     "torch._inductor.config.freezing (TORCHINDUCTOR_FREEZING=1) would make constants of the cache's signs and tables, and "
-                    "compute with them for every later cache: turn it off"
+                    "compute with them for every later cache: turn it off; turboquant.join_projections(model) joins products without it"
                 )
             return True
         capturing = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()

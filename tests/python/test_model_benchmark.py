@@ -140,6 +140,8 @@ def test_compiled_arms_run_in_turn(model, monkeypatch):
     assert found["speedup"] == found["ratio"]["median"] and found["waited_ms"]["static"]["count"] == 8
     bytes_read = subject.weight_bytes(model) + compiled.page_bytes(model, 2, 150)
     assert found["floor_ms"] == pytest.approx(bytes_read / 1e9, rel=1e-9)  # at 1000 GB/s
+    joined = kinds.MEASURES["joined"](model, tiny("compiled step, 8 x 11,264"), replace(QUICK, inductor={"max_autotune_gemm": True}))
+    assert joined["joined"] and joined["inductor"] == ["max_autotune_gemm"] and joined["error"] < 1e-5 and joined["floor_ms"] == pytest.approx(found["floor_ms"])
 
 
 def test_transformers_own_quantized_cache_takes_the_same(model, monkeypatch):
@@ -256,7 +258,7 @@ def test_a_compiled_row_says_its_ratio_s_spread_and_what_a_step_takes_that_is_wa
     })  # fmt: skip
     made = tool("tools/model_table.py")
     text = made.lines(row)[0]
-    assert "| StaticCache 12.00 (11.00 to 13.00) ms, each waited for 12.50 | 7.00 (6.00 to 8.00) ms, each waited for 8.00, floor 5.10, without a history 6.90 |" in text
+    assert "| StaticCache 12.00 (11.00 to 13.00) ms, each waited for 12.50 | 7.00 (6.00 to 8.00) ms, each waited for 8.00, floor 5.10 (1.37 x), without a history 6.90 |" in text
     assert text.endswith("| 1.70 (0.70 to 2.70) | met |") and "waited for, 8.00" in report.line(row) and "ratio 1.70" in report.line(row)
     assert made.PAIRS in made.section(Path("run.json"), a_report() | {"rows": [row]}) and made.PAIRS not in made.section(Path("run.json"), a_report())
 

@@ -7,7 +7,7 @@ import where
 from static_pair import StaticPair, assert_same_bytes
 from tiny_models import SOFT_ROUTING, WIDE, generate, prompt, tiny_model
 from torch._dynamo.utils import ReinplaceCounters, counters
-from turboquant import TurboQuantCache, TurboQuantStaticCache, enable
+from turboquant import TurboQuantCache, TurboQuantStaticCache, enable, join_projections
 
 
 @pytest.fixture(autouse=True)
@@ -104,8 +104,8 @@ def errors(model, forward, cache, text, exact):
     return (torch.cat(logits, dim=1) - exact).norm().item()
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gpt_oss"])
-def test_compiled_steps_are_one_cuda_graph_that_copies_no_page(family):
+@pytest.mark.parametrize(("family", "joined"), [("llama", False), ("llama", True), ("qwen2", True), ("qwen3", False), ("gemma2", False), ("gpt_oss", False)])
+def test_compiled_steps_are_one_cuda_graph_that_copies_no_page(family, joined):
     """And against a model without a cache, they lose no more than twice what eager ones do. Counters are of two caches."""
     model = half_model(family)
     text = prompt(batch=2, tokens=140, seed=3)["input_ids"]
@@ -114,6 +114,8 @@ def test_compiled_steps_are_one_cuda_graph_that_copies_no_page(family):
         exact = model(text).logits[:, 60:].float()
     enable(model)
     eager = errors(model, model, TurboQuantCache(model.config, hold=0), text, exact)
+    if joined:
+        join_projections(model)
     forward = torch.compile(model, mode="reduce-overhead", fullgraph=True)
     for _ in range(2):  # the second records the same graph again, at its addresses
         cache = TurboQuantStaticCache(model.config, max_tokens=150)
@@ -125,8 +127,11 @@ def test_compiled_steps_are_one_cuda_graph_that_copies_no_page(family):
     assert ReinplaceCounters.get_total_missed() == 0
 
 
-def test_generate_compiles_by_itself_and_writes_the_same_text():
+@pytest.mark.parametrize("joined", [False, True])
+def test_generate_compiles_by_itself_and_writes_the_same_text(joined):
     model = half_model("llama")
+    if joined:
+        join_projections(model)
     inputs = prompt(batch=3, padding=(0, 7, 70), seed=4)
     eager, static = (TurboQuantStaticCache(model.config, max_tokens=120) for _ in range(2))
     expected = generate(model, "turboquant", eager, inputs, tokens=30, disable_compile=True)
