@@ -61,8 +61,10 @@ struct Sizes {
   double rms() const { return count > 0 ? std::sqrt(squares / count) : 0; }
 };
 
-// Of a call on this world, whose rows are rounded to the dtype already.
-inline Allowed allowed(World& world, const World::Call& call, const AttendArgs& a, DType dtype) {
+// Of a call on this world, whose rows are rounded to the dtype already. `positions`: of the longest history,
+// where it is longer than the world's, whose pages it repeats.
+inline Allowed allowed(World& world, const World::Call& call, const AttendArgs& a, DType dtype,
+                       std::int64_t positions = 0) {
   const int d = world.d(), heads = world.shape.kv_heads, group = world.q_heads() / heads;
   const std::int64_t longest = *std::max_element(world.lengths.begin(), world.lengths.end());
   Sizes query, keys, values;
@@ -110,7 +112,7 @@ inline Allowed allowed(World& world, const World::Call& call, const AttendArgs& 
   const double reach = scale * query.norm * keys.norm, r = query.largest * integer;
   const double fp32 = (160 + d) * u * reach + 8 * u * (reach + static_cast<double>(a.softcap));
   const double s = scale * r * std::sqrt(d) * keys.norm + 2 * h * reach + fp32;
-  const double n = static_cast<double>(longest + call.tokens());
+  const double n = static_cast<double>(std::max(longest, positions) + call.tokens());
   const double sums = (64 + n / 64) * u * values.largest + 160 * u * values.norm;
   const double tile = 64 * history_ratio * integer;
   const auto squared = [](double x) { return x * x; };

@@ -73,6 +73,31 @@ TEST(AttendOptions, AgreesWithWindowSoftcapSinksAndPadding) {
             }
 }
 
+// Where many_rows has no wgmma.
+TEST(AttendOptions, AgreesWithWindowSoftcapSinksAndPaddingAtEveryFastHeadDim) {
+  for (const int d : {64, 80, 96, 192, 256}) {
+    Shape shape;
+    shape.format = {d, 4, 3};
+    shape.starts = {7, 90};
+    shape.fringe_first = 4;
+    shape.fringe_recent = 20;
+    World world(shape);
+    world.append(kernels::kReference, world.random_call({180, 180}));
+    DeviceWorld device(world);
+    for (const DType dtype : {DType::kF16, DType::kBF16})
+      for (const int window : {0, 10, 100})
+        for (const float softcap : {0.0f, 5.0f})
+          for (const bool sinks : {false, true}) {
+            Options options{.window = window, .softcap = softcap};
+            if (sinks) options.sinks = sinks_of(shape);
+            const std::string what = "head_dim " + std::to_string(d) + ", window " + std::to_string(window) +
+                                     ", softcap " + std::to_string(softcap) + (sinks ? ", sinks, " : ", ") +
+                                     turboquant::name_of(dtype);
+            if (!expect_attend(world, device, world.random_call({30, 80}), what, dtype, options)) return;
+          }
+  }
+}
+
 TEST(AttendOptions, AgreesWithoutTokensOfTheCallsOwn) {
   for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16})
     for (const std::vector<int>& own : {std::vector{1, 1}, {4, 2}, {100, 1}}) {

@@ -67,6 +67,13 @@ class DeviceArray {
   std::size_t size_ = 0;
 };
 
+// Of a machine: can a test have as much device memory?
+inline bool has_memory(std::size_t bytes) {
+  std::size_t free = 0, total = 0;
+  TQ_CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  return free >= bytes;
+}
+
 // A stream that does not wait for the null stream.
 class DeviceStream {
  public:

@@ -87,7 +87,9 @@ class DeviceWorld {
   }
 
   Pages pages() {
-    return {shape.format, shape.kv_heads, static_cast<std::int64_t>(table.size()), page_bytes.data()};
+    const std::size_t page = World::n(shape.kv_heads) * shape.format.page_bytes();
+    return {shape.format, shape.kv_heads, static_cast<std::int64_t>(page_bytes.size() / page),
+            page_bytes.data()};
   }
   Basis basis() const { return {key_signs, query_signs, value_signs, plan_base, base_matrix, key_metric}; }
   Fringe fringe() {

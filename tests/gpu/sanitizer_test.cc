@@ -59,6 +59,24 @@ TEST(Sanitizer, AttendByPairsOfWarps) {
                   std::to_string(queries) + " queries", DType::kBF16);
 }
 
+// A prefill's kernels, those of short calls of every number of coordinates a lane, and a token a sequence.
+TEST(Sanitizer, EncodeWithAMetric) {
+  for (const int d : {32, 64, 128, 256, 512}) {
+    Shape shape = small(d, 4, 3, 5);
+    shape.metric = true;
+    shape.kv_heads = d == 128 ? 27 : 2;  // 27 heads x 5 slots are as many parts as an H100 has SMs
+    World world(shape);
+    DeviceWorld device(world);
+    for (const auto& counts : {std::vector{70, 40}, {7, 3}, {1, 1}}) {
+      World::Call call = world.random_call(counts);
+      round_to(DType::kBF16, call);
+      world.append(kernels::kReference, call);
+      ASSERT_TRUE(device.append(world, call, DType::kBF16).ok());
+      expect_same_bytes(world, device, "metric, head_dim " + std::to_string(d));
+    }
+  }
+}
+
 TEST(Sanitizer, StepsAtEveryFastHeadDim) {
   for (const int d : {64, 80, 96, 128, 192, 256})
     for (const int sequences : {2, 9, 30}) {
