@@ -104,6 +104,7 @@ gpu-build gpu-package:
 	cmake --preset cuda -DTQ_BUILD_GPU_TESTS=$(if $(filter gpu-build,$@),ON,OFF) -DTQ_BUILD_TORCH=ON \
 	  -DPython_EXECUTABLE=$(abspath $(shell command -v $(GPU_PYTHON))) $(GPU_CMAKE_ARGS)
 	cmake --build --preset cuda
+	rm -rf build/cuda/python
 	cmake --install build/cuda --component python --prefix build/cuda/python >/dev/null
 	cp -r python/turboquant build/cuda/python/
 	@mkdir -p build/gpu-bench

@@ -44,7 +44,7 @@ def load_cuda(library: Path = CUDA_LIBRARY) -> None:
         refuse_cuda("this turboquant was built without CUDA")
         return
     if library.with_suffix(".quick").exists() and torch.cuda.is_available():
-        refuse_cuda("the kernels of this turboquant were compiled where no GPU is, only to see that they compile (TQ_CUDA_QUICK)")
+        refuse_cuda("the kernels of this turboquant were compiled only to see that they compile (TQ_CUDA_QUICK), as make package does where it finds no GPU; CMAKE_ARGS=-DTQ_CUDA_QUICK=OFF compiles them in full")
         return
     try:
         torch.ops.load_library(str(library))

@@ -14,7 +14,8 @@ GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 def join_projections(model: PreTrainedModel) -> PreTrainedModel:
     """Lets each attention's `q_proj`, `k_proj` and `v_proj` be one product, and each MLP's `gate_proj` and `up_proj`, where they are plain
     linear layers; for inference, and of no effect where gradients are recorded. The parameters keep their names and become
-    views of the joint weight: no memory is taken for good. The model itself is changed, and returned."""
+    views of the joint weight: no memory is taken for good. The model itself is changed, and returned. What moves, casts or loads the whole
+    model keeps the joint weights; what replaces or edits single parameters, or copies the model, comes before."""
     for parent in list(model.modules()):
         if getattr(parent, "is_kv_shared_layer", False):  # its keys and values are another layer's
             continue
@@ -37,8 +38,7 @@ class Joint(nn.Module):
         self.register_buffer("weight", None, persistent=False)
         self.register_buffer("bias", None, persistent=False)
         self.share()
-        self.input: torch.Tensor | None = None
-        self.outputs: tuple[torch.Tensor, ...] = ()
+        self.last: tuple[torch.Tensor, tuple[torch.Tensor, ...]] | None = None  # an input and its outputs
         for place, part in enumerate(parts):
             part.__class__ = Part
             part.place = place
@@ -56,12 +56,13 @@ class Joint(nn.Module):
         return whole
 
     def take(self, place: int, x: torch.Tensor) -> torch.Tensor:
-        if place == 0 or self.input is not x:
-            self.input, self.outputs = x, functional.linear(x, self.weight, self.bias).split(self.sizes, dim=-1)
-        out = self.outputs[place]
+        last = self.last  # read once: another thread may run the same model
+        if place == 0 or last is None or last[0] is not x:
+            last = x, functional.linear(x, self.weight, self.bias).split(self.sizes, dim=-1)
+            self.last = last
         if place == len(self.sizes) - 1:
-            self.input, self.outputs = None, ()
-        return out
+            self.last = None
+        return last[1][place]
 
     def _apply(self, fn, recurse: bool = True) -> Joint:
         self.weight = self.bias = None

@@ -134,6 +134,11 @@ bool is_aligned(const Rows& rows) {
   return is_aligned(rows.data) && rows.token_stride % 8 == 0 && rows.head_stride % 8 == 0;
 }
 
+// Of a sequence and head's slots.
+std::int64_t fringe_blocks(const Fringe& fringe) {
+  return (std::int64_t{fringe.first} + fringe.recent + kFringeWarps - 1) / kFringeWarps;
+}
+
 }  // namespace
 
 bool prefill_serves(const EncodeArgs& args, std::int64_t slots, const DeviceLimits& limits) {
@@ -142,7 +147,7 @@ bool prefill_serves(const EncodeArgs& args, std::int64_t slots, const DeviceLimi
          is_aligned(args.keys) && is_aligned(args.values) && is_aligned(args.basis.key_signs) &&
          is_aligned(args.basis.value_signs) &&
          static_cast<std::size_t>(limits.shared_bytes) >= sizeof(PrefillShared) && pages >= limits.sm_count &&
-         args.sequences.tokens >= 16 * slots;
+         args.sequences.tokens >= 16 * slots && fringe_blocks(args.fringe) < 65536;  // along y of its grid
 }
 
 Status launch_prefill(const EncodeCall& call, std::int64_t slots, const DeviceLimits& limits,
@@ -157,8 +162,7 @@ Status launch_prefill(const EncodeCall& call, std::int64_t slots, const DeviceLi
       call, slots);
   if (!status.ok() || fringe.data == nullptr) return status;
   const dim3 grid(static_cast<unsigned>(call.args.sequences.count),
-                  static_cast<unsigned>((fringe.first + fringe.recent + kFringeWarps - 1) / kFringeWarps),
-                  2 * heads);
+                  static_cast<unsigned>(fringe_blocks(fringe)), 2 * heads);
   return launch({"encode", grid, dim3(32 * kFringeWarps), 0, true}, context, &encode_fringe, call);
 }
 
