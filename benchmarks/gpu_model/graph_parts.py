@@ -27,11 +27,11 @@ STEPS = 3
 
 def measure(model: PreTrainedModel, batch: int, tokens: int) -> list[dict]:
     """Of each arm, its last step."""
-    forward = torch.compile(model.forward, mode="reduce-overhead", fullgraph=True)
+    choose = compiled.compiled_step()
     try:
         caches = compiled.caches(model, batch, tokens)
         return [
-            {"arm": arm, "batch": batch, "tokens": tokens} | _profiled(Decoder(model, caches[arm], arm, batch, forward))
+            {"arm": arm, "batch": batch, "tokens": tokens} | _profiled(Decoder(model, caches[arm], arm, batch, choose))
             for arm in ("static", "turboquant")
         ]
     finally:

@@ -25,20 +25,32 @@ def attention(model: PreTrainedModel, arm: str) -> Iterator[None]:
         yield
 
 
+def argmax(logits: torch.Tensor) -> torch.Tensor:
+    return logits.argmax(-1, keepdim=True)
+
+
+def next_token(
+    model: PreTrainedModel, tokens: torch.Tensor, cache: Cache | None, choose: Callable[[torch.Tensor], torch.Tensor] = argmax,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [batch, vocabulary] and the token [batch, 1] that `choose` takes after `tokens` [batch, 1]."""
+    logits = model(input_ids=tokens, past_key_values=cache, use_cache=cache is not None, logits_to_keep=1).logits[:, -1]
+    return logits, choose(logits)
+
+
 class Decoder:
     """Greedy decoding with one arm: each call feeds the token that the last one chose."""
 
-    def __init__(self, model: PreTrainedModel, cache: Cache | None, arm: str, batch: int, forward: Callable | None = None):
-        self.model, self.cache, self.arm, self.forward = model, cache, arm, forward or model
+    def __init__(self, model: PreTrainedModel, cache: Cache | None, arm: str, batch: int, choose: Callable | None = None):
+        """`choose`: a compiled next_token."""
+        self.model, self.cache, self.arm, self.choose = model, cache, arm, choose or next_token
         self.tokens = torch.full((batch, 1), 17, device=model.device)
 
     def logits(self) -> torch.Tensor:
         """[batch, vocabulary] of the next token; the cache grows by one."""
-        out = self.forward(input_ids=self.tokens, past_key_values=self.cache, use_cache=self.cache is not None, logits_to_keep=1)
-        return out.logits[:, -1]
+        return self.choose(self.model, self.tokens, self.cache)[0]
 
     def step(self) -> None:
-        self.tokens = self.logits().argmax(-1, keepdim=True)
+        self.tokens = self.choose(self.model, self.tokens, self.cache)[1].clone()  # a graph's output is overwritten by its next replay
 
     def timed(self) -> float:
         """Milliseconds of one step, device included: generate looks at each token before it goes on."""

@@ -27,8 +27,9 @@ struct Basis {
   int base = 1;                        // m of the Hadamard plan (rotation.h), 1 for head_dim = 2^k
   const float* base_matrix = nullptr;  // [base, base], null where base is 1
   // [kv_heads, head_dim, head_dim], symmetric: what an error of a rotated key costs, up to a factor
-  // (key_metric makes it; docs/adr/0008). encode lowers that by what codes it takes; null: all directions
-  // cost alike. Only encode reads it; on CUDA from a multiple of 16 bytes.
+  // (key_metric makes it; docs/adr/0008). encode lowers that by what codes it takes, and by where it puts
+  // a page's own mean (docs/adr/0009); null: all directions cost alike. Only encode reads it; on CUDA
+  // from a multiple of 16 bytes.
   const std::int8_t* key_metric = nullptr;
 };
 

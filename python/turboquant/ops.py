@@ -137,7 +137,7 @@ def encode(
     these promises a settled `encode` counts as a part of the kernel before it.
 
     ``key_metric`` int8 ``[kv_heads, head_dim, head_dim]``, symmetric, or None: what an error of a rotated key costs, which the
-    choice of codes then lowers (`key_metric` makes it of queries; docs/adr/0008).
+    choice of codes, and a page's own mean, then lower (`key_metric` makes it of queries; docs/adr/0008, 0009).
     """
     _call(
         _ops.encode.default, keys, values, token_starts, page_table, lengths, starts, pages, fringe,

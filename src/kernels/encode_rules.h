@@ -26,6 +26,17 @@
 //     64 / F fp32(fp32(1 / sqrt(d)) / count) is the mean. The mean of decoded keys adds in fp32 in position
 //     order and divides once. A centre c is rounded to step * n: step = fp16(max |c_e| fp32(1 / 127)), n_e
 //     the integer next to c_e fp32(1 / step), at most 127.
+//  2a. A centre that is the call's mean is then moved, if the head has a key_metric M (rule 5a), so that one
+//     key of the page, the pivot, decodes to what it is. The pivot is that of the keys that are no NaN token
+//     and choose this centre (rule 3) of which most lies along M's main direction v, the first of equals;
+//     without one nothing moves. v: the row of M with the largest M_ee, the first of equals; then 3 times w =
+//     M v in integers, v_e = rint(fp32(w_e) fp32(127 / max |w|)), or 0 where that maximum is. Of a key it has
+//     |y.v - s f n.v| / f, fp64: products are exact, the difference is rounded. Rules 4 to 6 code the pivot
+//     about this centre, to steps S T_e, S its stored scale / 64: these are its codes and its scale. What is
+//     left, c'_e = fp32(fp32(y_e (1 / f)) fp32(1 / sqrt(d))) - S T_e, each operation in fp32, is the page's
+//     centre: rounded as in rule 2 to step' n', then flipped as rule 5a does it, n'_e being a coordinate's
+//     place of the 255 from -127 to 127, 254 each, and E_e = rint(254 (q_e - n'_e)), q_e = c'_e fp32(1 /
+//     step'), what it is off by, in fp32 and clamped to +-127. All else in the page follows it.
 //  3. A key's reference is the (stored) centre if 2 y.n >= s f n.n, s = step fp32(sqrt(d)), in exact
 //     arithmetic: if it is no further from it than from 0. Equality matters: all keys of a page without a
 //     centre have chosen it, so that the next page's centre can be their mean. Else it is 0.
@@ -94,6 +105,19 @@ static inline std::int8_t steps_in(float c, float inverse_step) {
   return static_cast<std::int8_t>(steps > 127.0f    ? 127.0f
                                   : steps < -127.0f ? -127.0f
                                                     : (steps + magic) - magic);
+}
+// Rule 2a: a coordinate of v.
+static constexpr int kDirectionRounds = 3;
+static inline std::int8_t direction_number(std::int32_t w, std::int32_t most) {
+  return most == 0 ? std::int8_t{0} : steps_in(static_cast<float>(w), 127.0f / static_cast<float>(most));
+}
+// What a centre's coordinate n is off by, in steps / kUnitsPerStep, so that half a step is the
+// largest error that flips begin with.
+static constexpr int kUnitsPerStep = 254;
+static inline float centre_error(float c, float inverse_step, std::int8_t n) {
+  const float off = static_cast<float>(kUnitsPerStep) * (c * inverse_step - static_cast<float>(n));
+  const float magic = 0x1.8p23f;
+  return off > 127.0f ? 127.0f : off < -127.0f ? -127.0f : (off + magic) - magic;
 }
 // Rule 4: a coordinate of the reference.
 static inline float centre_half(float step, std::int8_t n, float factor) {

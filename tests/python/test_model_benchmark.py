@@ -141,7 +141,7 @@ def test_compiled_arms_run_in_turn(model, monkeypatch):
     bytes_read = subject.weight_bytes(model) + compiled.page_bytes(model, 2, 150)
     assert found["floor_ms"] == pytest.approx(bytes_read / 1e9, rel=1e-9)  # at 1000 GB/s
     joined = kinds.MEASURES["joined"](model, tiny("compiled step, 8 x 11,264"), replace(QUICK, inductor={"max_autotune_gemm": True}))
-    assert joined["joined"] and joined["inductor"] == ["max_autotune_gemm"] and joined["error"] < 1e-5 and joined["floor_ms"] == pytest.approx(found["floor_ms"])
+    assert joined["joined"] and joined["inductor"] == ["combo_kernels", "max_autotune_gemm", "triton.enable_pdl"] and joined["error"] < 1e-5 and joined["floor_ms"] == pytest.approx(found["floor_ms"])
 
 
 def test_transformers_own_quantized_cache_takes_the_same(model, monkeypatch):

@@ -44,6 +44,15 @@ inline void rotate_to_half(float* x, int base, int power, const float* base_matr
   for (int e = 0; e < d; ++e) x[e] = round_to_half(x[e]);
 }
 
+// y.n in any order, of a rotated key and integers.
+inline double exact_product(const float* y, const std::int8_t* n, int d) {
+  double lanes[8] = {};
+  for (int e = 0; e < d; e += 8)
+    for (int k = 0; k < 8; ++k) lanes[k] += static_cast<double>(y[e + k]) * static_cast<double>(n[e + k]);
+  for (int k = 1; k < 8; ++k) lanes[0] += lanes[k];
+  return lanes[0];
+}
+
 // A centre as its page stores it, next to keys that are not yet over sqrt(d).
 struct Centre {
   float step;
@@ -61,11 +70,7 @@ struct Centre {
   }
   // Rule 3.
   bool is_chosen_by(const float* y, float factor, int d) const {
-    double lanes[8] = {};
-    for (int e = 0; e < d; e += 8)
-      for (int k = 0; k < 8; ++k) lanes[k] += static_cast<double>(y[e + k]) * static_cast<double>(n[e + k]);
-    for (int k = 1; k < 8; ++k) lanes[0] += lanes[k];
-    return 2.0 * lanes[0] >= static_cast<double>(step) * static_cast<double>(factor) * squares;
+    return 2.0 * exact_product(y, n, d) >= static_cast<double>(step) * static_cast<double>(factor) * squares;
   }
   void subtract_from(const float* y, float factor, int d, float* u) const {
     for (int e = 0; e < d; ++e) u[e] = round_to_11_bits(y[e] - centre_half(step, n[e], factor));

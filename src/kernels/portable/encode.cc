@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // encode by the rules of kernels/encode_rules.h, a page of a KV head a task. Pages whose centre comes from
 // the page before (at most the last of each sequence) wait for a second round.
-#include "kernels/portable/centre.h"
+#include "kernels/portable/pivot.h"
 
 namespace turboquant::kernels::TQ_ISA {
 namespace {
@@ -125,8 +125,9 @@ void code_token(const float* u, bool is_finite, float factor, int d, const core:
   for (int e = 0; e < d; ++e) token.codes[e] = 0;
 }
 
-// The page's centre, in the page too.
-void open_page(const Part& part, const Layout& layout, const Work& work, Centre& centre) {
+// The page's centre, in the page too. A pivot's slot, and what it is coded as; or -1.
+int open_page(const Part& part, const Layout& layout, const Work& work, const std::int8_t* metric,
+              Centre& centre, Searched& token) {
   const PageFormat& format = layout.format;
   const bool alone = part.previous == nullptr && part.end - part.begin < 2;
   float c[kMaxDim] = {};
@@ -135,9 +136,14 @@ void open_page(const Part& part, const Layout& layout, const Work& work, Centre&
     previous_centre(part, layout, unpacked, c);
   }
   std::memset(part.page, 0, format.page_bytes());
-  if (!part.follows && !alone) return own_centre(work, part.begin, part.end, format, part.page, centre);
-  store_centre(c, format, part.page);
-  centre.load(part.page, format);
+  if (part.follows || alone) {
+    store_centre(c, format, part.page);
+    centre.load(part.page, format);
+    return -1;
+  }
+  own_centre(work, part.begin, part.end, format, part.page, centre);
+  if (metric == nullptr) return -1;
+  return move_centre(work, part.begin, part.end, format, metric, part.page, centre, token);
 }
 
 void encode_keys(const EncodeArgs& a, const Part& part, const Layout& layout, Work& work) {
@@ -145,21 +151,27 @@ void encode_keys(const EncodeArgs& a, const Part& part, const Layout& layout, Wo
   const int d = format.head_dim;
   const float* signs = a.basis.key_signs + part.head * d;
   load_rotated(a, part, a.keys, signs, work);
-  Centre centre;
-  if (part.opens) open_page(part, layout, work, centre);
-  else centre.load(part.page, format);
   const std::int8_t* metric =
       a.basis.key_metric == nullptr ? nullptr : a.basis.key_metric + std::int64_t{part.head} * d * d;
-  float u[kMaxDim];
+  Centre centre;
   Searched token;
+  const auto store = [&](int t) {
+    pack_key(token.codes, layout, t, part.page);
+    set_half(part.page + format.k_scales_offset(), core::scale_index(t), token.scale);
+  };
+  int pivot = -1;
+  if (part.opens) pivot = open_page(part, layout, work, metric, centre, token);
+  else centre.load(part.page, format);
+  if (pivot >= 0) store(pivot);
+  float u[kMaxDim];
   for (int t = part.begin; t < part.end; ++t) {
+    if (t == pivot) continue;
     const float *y = work.y + t * d, factor = work.factor[t];
     const bool centred = centre.is_chosen_by(y, factor, d), is_finite = work.is_finite[t];
     if (centred) centre.subtract_from(y, factor, d, u);
     code_token(centred ? u : y, is_finite, factor, d, core::key_table(format.k_bits), metric, token);
     if (is_finite && !centred) token.scale = static_cast<std::uint16_t>(token.scale | kReferenceIsZero);
-    pack_key(token.codes, layout, t, part.page);
-    set_half(part.page + format.k_scales_offset(), core::scale_index(t), token.scale);
+    store(t);
   }
   store_fringe(a, part, a.keys, signs, 0);
 }

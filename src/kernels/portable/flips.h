@@ -13,14 +13,15 @@ namespace turboquant::kernels::TQ_ISA {
 namespace {
 
 constexpr int kFlips = 8;           // at most
-constexpr int kLargestError = 127;  // of a level, as a sum begins with
+constexpr int kLargestError = 127;  // of a coordinate, as a sum begins with
 
-// Coordinates of a key, each at a place: one of 2 magnitude_count signed magnitudes in ascending order.
+// Coordinates of a key, each at a place: one of 2 magnitude_count signed magnitudes in ascending order; or of
+// a centre, each one of 255 numbers.
 struct Flips {
   alignas(64) std::int16_t error[kMaxDim];
   alignas(64) std::int32_t g[kMaxDim], diagonal[kMaxDim];
   alignas(64) std::int32_t up[kMaxDim],
-      down[kMaxDim];  // moves to the places beside, in levels; 0: there is none
+      down[kMaxDim];  // moves to the places beside; 0: there is none
   alignas(64) float gain[kMaxDim];
   std::uint8_t place[kMaxDim];
 };
@@ -59,31 +60,16 @@ inline float least_gain(Flips& key, int d) {
   return lanes[0];
 }
 
-// metric [d, d] of the head; level [d]; codes [d] as stored. N and B as in rule 5; returns the new B.
-inline float flip_codes(const std::int8_t* metric, const std::int16_t* level, int d,
-                        const core::CodeTable& table, float sum_n, float sum_b, std::uint8_t* codes) {
-  const int m = table.magnitude_count;
-  const float ratio = std::sqrt(sum_n / sum_b);
-  std::int32_t steps[2 * core::kMaxMagnitudes];  // of places, in levels
-  for (int k = 0; k < m; ++k) {
-    const float step = ratio * static_cast<float>(table.magnitudes[k]);
-    steps[m + k] = static_cast<std::int32_t>((step + 0x1p23f) - 0x1p23f);
-    steps[m - 1 - k] = -steps[m + k];
-  }
-  Flips key;
+// metric [d, d] of the head; error and place are set. steps [places]: the places' values in order. Moves
+// coordinates to places beside theirs.
+inline void flip_places(const std::int8_t* metric, const std::int32_t* steps, int places, int d, Flips& key) {
   const auto put = [&](int e, int place) {
     key.place[e] = static_cast<std::uint8_t>(place);
-    key.up[e] = place + 1 < 2 * m ? steps[place + 1] - steps[place] : 0;
+    key.up[e] = place + 1 < places ? steps[place + 1] - steps[place] : 0;
     key.down[e] = place > 0 ? steps[place - 1] - steps[place] : 0;
   };
   for (int e = 0; e < d; ++e) {
-    const bool negative = (codes[e] & m) != 0;
-    const int index = codes[e] & (m - 1), x = level[e];
-    put(e, negative ? m - 1 - index : m + index);
-    const std::int32_t off = (negative ? -x : x) - steps[key.place[e]];
-    key.error[e] = static_cast<std::int16_t>(off > kLargestError    ? kLargestError
-                                             : off < -kLargestError ? -kLargestError
-                                                                    : off);
+    put(e, key.place[e]);
     key.diagonal[e] = metric[e * d + e];
   }
   multiply(metric, d, key);
@@ -98,6 +84,30 @@ inline float flip_codes(const std::int8_t* metric, const std::int16_t* level, in
     for (int e = 0; e < d; ++e) key.g[e] -= move * row[e];
     put(at, key.place[at] + (up ? 1 : -1));
   }
+}
+
+// level [d]; codes [d] as stored. N and B as in rule 5; returns the new B.
+inline float flip_codes(const std::int8_t* metric, const std::int16_t* level, int d,
+                        const core::CodeTable& table, float sum_n, float sum_b, std::uint8_t* codes) {
+  const int m = table.magnitude_count;
+  const float ratio = std::sqrt(sum_n / sum_b);
+  std::int32_t steps[2 * core::kMaxMagnitudes];  // of places, in levels
+  for (int k = 0; k < m; ++k) {
+    const float step = ratio * static_cast<float>(table.magnitudes[k]);
+    steps[m + k] = static_cast<std::int32_t>((step + 0x1p23f) - 0x1p23f);
+    steps[m - 1 - k] = -steps[m + k];
+  }
+  Flips key;
+  for (int e = 0; e < d; ++e) {
+    const bool negative = (codes[e] & m) != 0;
+    const int index = codes[e] & (m - 1), x = level[e];
+    key.place[e] = static_cast<std::uint8_t>(negative ? m - 1 - index : m + index);
+    const std::int32_t off = (negative ? -x : x) - steps[key.place[e]];
+    key.error[e] = static_cast<std::int16_t>(off > kLargestError    ? kLargestError
+                                             : off < -kLargestError ? -kLargestError
+                                                                    : off);
+  }
+  flip_places(metric, steps, 2 * m, d, key);
   std::int32_t squares = 0;
   for (int e = 0; e < d; ++e) {
     const int place = key.place[e];

@@ -10,6 +10,7 @@
 #include "kernels/encode_rules.h"
 #include "kernels/kernels.h"
 #include "kernels/reference/flips.h"
+#include "kernels/reference/pivot.h"
 #include "kernels/reference/reference.h"
 #include "kernels/vectors.h"
 
@@ -182,6 +183,56 @@ void previous_centre(const std::uint8_t* page, const PageFormat& format, int beg
   for (int e = 0; e < d && count > 0; ++e) c[e] = c[e] / static_cast<float>(count);
 }
 
+// Rules 3 to 6 of one key, next to a stored centre.
+void encode_key(const float* y, float factor, bool is_finite, const Centre& centre, const PageFormat& format,
+                const std::int8_t* metric, Encoded& out) {
+  const int d = format.head_dim;
+  if (!is_finite) {
+    out = {kNanScale, {}};
+    return;
+  }
+  float u[kMaxDim];
+  const bool centred = chooses(centre, y, factor, d);
+  for (int e = 0; e < d; ++e)
+    u[e] = centred ? round_to_11_bits(y[e] - centre_half(centre.step, centre.n[e], factor)) : y[e];
+  encode_vector(u, factor, d, core::key_table(format.k_bits), metric, out);
+  if (!centred) out.scale |= kReferenceIsZero;
+}
+
+// Rule 2a: the pivot's slot among [begin, end), or -1.
+int pivot_of(const Vectors& keys, int begin, int end, const Centre& centre, const std::int8_t* metric,
+             int d) {
+  std::int8_t v[kMaxDim];
+  main_direction(metric, d, v);
+  int pivot = -1;
+  double most = -1.0;
+  for (int t = begin; t < end; ++t) {
+    if (!keys.is_finite[t] || !chooses(centre, keys.y[t], keys.factor[t], d)) continue;
+    const double score = pivot_score(keys.y[t], keys.factor[t], centre.step, centre.n, v, d);
+    if (!(score > most)) continue;
+    most = score;
+    pivot = t;
+  }
+  return pivot;
+}
+
+// Moves the page's centre. The pivot's slot, and what it is coded as; or -1.
+int move_centre(const Vectors& keys, int begin, int end, const PageFormat& format, const std::int8_t* metric,
+                std::uint8_t* page, Encoded& token) {
+  const int d = format.head_dim;
+  const Centre centre = centre_of(page, format);
+  const int pivot = pivot_of(keys, begin, end, centre, metric, d);
+  if (pivot < 0) return -1;
+  const float *y = keys.y[pivot], factor = keys.factor[pivot];
+  encode_key(y, factor, true, centre, format, metric, token);
+  float c[kMaxDim];
+  left_of_pivot(y, factor, token, core::key_table(format.k_bits), one_over_root_of(d), d, c);
+  store_centre(c, format, page);
+  const float step = core::half_to_float(half_at(page + format.centre_step_offset(), 0));
+  flip_centre(metric, c, step, d, reinterpret_cast<std::int8_t*>(page + format.centre_offset()));
+  return pivot;
+}
+
 void store_token(const Encoded& token, bool is_key, const PageFormat& format, int t, std::uint8_t* page) {
   const int bits = is_key ? format.k_bits : format.v_bits;
   std::uint8_t* codes = page + (is_key ? format.k_codes_offset() : format.v_codes_offset());
@@ -252,11 +303,16 @@ void encode_page(const EncodeArgs& a, int i, int h, int page_index, Vectors& key
   load_rotated(a.values, first_row + from - length, begin, end, h, a.basis.value_signs, a, values);
 
   std::uint8_t* page = page_of(a.pages, a.sequences, i, page_index, h);
+  const std::int8_t* metric =
+      a.basis.key_metric == nullptr ? nullptr : a.basis.key_metric + std::int64_t{h} * d * d;
+  int pivot = -1;
+  Encoded pivot_token;
   if (from == counted) {
     const bool has_previous = start < page_begin;
     std::memset(page, 0, format.page_bytes());
     if (end - begin >= kCentreTokens || (end - begin >= 2 && !has_previous)) {
       own_centre(keys, begin, end, format, page);
+      if (metric != nullptr) pivot = move_centre(keys, begin, end, format, metric, page, pivot_token);
     } else if (has_previous) {
       const std::int64_t previous_begin = page_begin - kPageTokens;
       float centre[kMaxDim];
@@ -266,22 +322,11 @@ void encode_page(const EncodeArgs& a, int i, int h, int page_index, Vectors& key
     }
   }
   const Centre centre = centre_of(page, format);
-  const std::int8_t* metric =
-      a.basis.key_metric == nullptr ? nullptr : a.basis.key_metric + std::int64_t{h} * d * d;
 
   for (int t = begin; t < end; ++t) {
-    float u[kMaxDim];
-    const float* y = keys.y[t];
     Encoded token;
-    const bool centred = chooses(centre, y, keys.factor[t], d);
-    for (int e = 0; e < d; ++e)
-      u[e] = centred ? round_to_11_bits(y[e] - centre_half(centre.step, centre.n[e], keys.factor[t])) : y[e];
-    if (keys.is_finite[t]) {
-      encode_vector(u, keys.factor[t], d, core::key_table(format.k_bits), metric, token);
-      if (!centred) token.scale |= kReferenceIsZero;
-    } else {
-      token = {kNanScale, {}};
-    }
+    if (t == pivot) token = pivot_token;
+    else encode_key(keys.y[t], keys.factor[t], keys.is_finite[t], centre, format, metric, token);
     store_token(token, true, format, t, page);
     if (values.is_finite[t])
       encode_vector(values.y[t], values.factor[t], d, core::value_table(format.v_bits), nullptr, token);

@@ -11,9 +11,37 @@
 namespace turboquant::kernels::reference {
 
 inline constexpr int kFlips = 8;           // at most
-inline constexpr int kLargestError = 127;  // of a level, as a sum begins with
+inline constexpr int kLargestError = 127;  // of a coordinate, as a sum begins with
 
-// metric [d, d] of the head; level [d]; codes [d] as stored. N and B as in rule 5; returns the new B.
+// metric [d, d] of the head. Each coordinate is off by error [d] and at one of `places` places, place [d];
+// steps [places] are these places' values in order. Moves coordinates to places beside theirs.
+inline void flip_places(const std::int8_t* metric, const std::int32_t* error, const std::int32_t* steps,
+                        int places, int d, std::int32_t* place) {
+  constexpr int kMaxDim = 512;
+  std::int32_t g[kMaxDim] = {};
+  for (int f = 0; f < d; ++f)
+    for (int e = 0; e < d; ++e) g[e] += error[f] * metric[f * d + e];
+  for (int flip = 0; flip < kFlips; ++flip) {
+    float best = 0.0f;
+    int at = -1, to = 0;
+    for (int e = 0; e < d; ++e)
+      for (int next = place[e] + 1; next >= place[e] - 1; next -= 2) {
+        if (next < 0 || next >= places) continue;
+        const std::int32_t move = steps[next] - steps[place[e]];
+        const float gain = static_cast<float>(move) * static_cast<float>(move * metric[e * d + e] - 2 * g[e]);
+        if (!(gain < best)) continue;
+        best = gain;
+        at = e;
+        to = next;
+      }
+    if (at < 0) break;
+    const std::int32_t move = steps[to] - steps[place[at]];
+    for (int e = 0; e < d; ++e) g[e] -= move * metric[at * d + e];
+    place[at] = to;
+  }
+}
+
+// level [d]; codes [d] as stored. N and B as in rule 5; returns the new B.
 inline float flip_codes(const std::int8_t* metric, const int* level, int d, const core::CodeTable& table,
                         float sum_n, float sum_b, std::uint8_t* codes) {
   constexpr int kMaxDim = 512;
@@ -25,36 +53,15 @@ inline float flip_codes(const std::int8_t* metric, const int* level, int d, cons
     steps[m + k] = static_cast<std::int32_t>((step + 0x1p23f) - 0x1p23f);
     steps[m - 1 - k] = -steps[m + k];
   }
-  std::int32_t error[kMaxDim], g[kMaxDim], place[kMaxDim], diagonal[kMaxDim];
+  std::int32_t error[kMaxDim], place[kMaxDim];
   for (int e = 0; e < d; ++e) {
     const bool negative = (codes[e] & m) != 0;
     const std::int32_t index = codes[e] & (m - 1), x = level[e];
     place[e] = negative ? m - 1 - index : m + index;
     const std::int32_t off = (negative ? -x : x) - steps[place[e]];
     error[e] = off > kLargestError ? kLargestError : off < -kLargestError ? -kLargestError : off;
-    diagonal[e] = metric[e * d + e];
-    g[e] = 0;
   }
-  for (int f = 0; f < d; ++f)
-    for (int e = 0; e < d; ++e) g[e] += error[f] * metric[f * d + e];
-  for (int flip = 0; flip < kFlips; ++flip) {
-    float best = 0.0f;
-    int at = -1, to = 0;
-    for (int e = 0; e < d; ++e)
-      for (int next = place[e] + 1; next >= place[e] - 1; next -= 2) {
-        if (next < 0 || next >= 2 * m) continue;
-        const std::int32_t move = steps[next] - steps[place[e]];
-        const float gain = static_cast<float>(move) * static_cast<float>(move * diagonal[e] - 2 * g[e]);
-        if (!(gain < best)) continue;
-        best = gain;
-        at = e;
-        to = next;
-      }
-    if (at < 0) break;
-    const std::int32_t move = steps[to] - steps[place[at]];
-    for (int e = 0; e < d; ++e) g[e] -= move * metric[at * d + e];
-    place[at] = to;
-  }
+  flip_places(metric, error, steps, 2 * m, d, place);
   std::int32_t squares = 0;
   for (int e = 0; e < d; ++e) {
     const bool negative = place[e] < m;

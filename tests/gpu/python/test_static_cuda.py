@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+import torch._inductor.config
 import where
 from static_pair import StaticPair, assert_same_bytes
 from tiny_models import SOFT_ROUTING, WIDE, generate, prompt, tiny_model
@@ -115,6 +116,17 @@ def errors(model, forward, cache, text, exact):
 )
 def test_compiled_steps_are_one_cuda_graph_that_copies_no_page(family, joined):
     """And against a model without a cache, they lose no more than twice what eager ones do. Counters are of two caches."""
+    check_compiled_steps(family, joined)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_compiled_steps_with_fewer_launches_that_overlap(family):
+    """The switches of docs/transformers.md: small kernels of one launch, each of which may begin while the one before ends."""
+    with torch._inductor.config.patch({"combo_kernels": True, "triton.enable_pdl": True}):
+        check_compiled_steps(family, joined=True)
+
+
+def check_compiled_steps(family, joined):
     model = half_model(family)
     text = prompt(batch=2, tokens=140, seed=3)["input_ids"]
     with torch.no_grad():

@@ -26,7 +26,8 @@ Status encode(const EncodeArgs& args, const Context& context) {
   const auto limits = device_limits(context.device.index);
   if (!limits.ok()) return limits.error();
   const bool flips = args.basis.key_metric != nullptr;
-  if (prefill_serves(args, slots, limits.value()) && (!flips || flip_keys_serve(limits.value()))) {
+  if (prefill_serves(args, slots, limits.value()) &&
+      (!flips || (flip_keys_serve(limits.value()) && prefill_turns_serve(limits.value())))) {
     Status status = launch_prefill(call, slots, limits.value(), context);
     return status.ok() && flips ? launch_flip_keys(call, slots, limits.value(), context) : status;
   }

@@ -15,6 +15,10 @@ struct DeviceLimits;
 bool prefill_serves(const EncodeArgs& args, std::int64_t slots, const DeviceLimits& limits);
 Status launch_prefill(const EncodeCall& call, std::int64_t slots, const DeviceLimits& limits,
                       const Context& context);
+// encode/prefill_turns.cu: its main part where there is a metric, but for rule 5a; whether it can.
+bool prefill_turns_serve(const DeviceLimits& limits);
+Status launch_prefill_turns(const EncodeCall& call, std::int64_t slots, unsigned blocks,
+                            const Context& context);
 // encode/flip_keys.cu: what a key_metric changes behind launch_prefill(); whether it can.
 bool flip_keys_serve(const DeviceLimits& limits);
 Status launch_flip_keys(const EncodeCall& call, std::int64_t slots, const DeviceLimits& limits,

@@ -57,7 +57,8 @@ __device__ inline Rotated load_key(const WarpInput& input, SideVector& y) {
   return out;
 }
 
-// Fetched rows to errors and ratios of the warp's keys; then the next rows are fetched.
+// Fetched rows to errors and ratios of the warp's keys; then the next rows are fetched. A pivot has its
+// codes: it is left alone, and its mark taken away.
 template <DType kType, class FetchNext>
 __device__ inline FlipScale prepare_errors(const EncodeCall& call, const FlipTask& task, int quarter,
                                            uint2 magnitudes, FlipShared& shared,
@@ -69,8 +70,9 @@ __device__ inline FlipScale prepare_errors(const EncodeCall& call, const FlipTas
   const std::uint32_t old_scale =
       reinterpret_cast<const std::uint16_t*>(task.page + format.k_scales_offset())[core::scale_index(token)];
   const std::uint8_t* centre = task.page + format.centre_offset();
-  const Stored stored{reinterpret_cast<const std::uint32_t*>(centre)[lane],
-                      *reinterpret_cast<const std::uint16_t*>(centre + kPrefillDim)};
+  const std::uint32_t step = *reinterpret_cast<const std::uint32_t*>(centre + kPrefillDim);
+  const Stored stored{reinterpret_cast<const std::uint32_t*>(centre)[lane], step & 0xffffu};
+  const int pivot = task.part.moves_centre() ? marked_pivot(step) : -1;
   uint4 chunks[2];
 #pragma unroll
   for (int round = 0; round < 2; ++round)
@@ -87,7 +89,7 @@ __device__ inline FlipScale prepare_errors(const EncodeCall& call, const FlipTas
   find_steps(stored, n);
   const Measure measure = take_centre(stored, n, call.centre_scale, own.centre);
   find_pairs(n, measure, own.centre);
-  const bool present = token >= task.part.begin && token < task.part.end;
+  const bool present = token >= task.part.begin && token < task.part.end && token != pivot;
   const bool centred = present && scaled.finite && (old_scale & kReferenceIsZero) == 0;
   subtract_centre(y, centred, scaled.factor, measure, own.centre, shared.zeros);
   float m = side_largest(y);
@@ -103,6 +105,8 @@ __device__ inline FlipScale prepare_errors(const EncodeCall& call, const FlipTas
       scaled.factor *= by;
     }
   }
+  if (token == pivot)  // all lanes have read it
+    *reinterpret_cast<std::uint16_t*>(task.page + format.centre_step_offset() + 2) = 0;
   FlipScale out;
   out.has_codes = present && scaled.finite && m > 0.0f;
   out.reference = old_scale & kReferenceIsZero;

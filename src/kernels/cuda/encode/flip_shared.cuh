@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "kernels/cuda/encode/prefill_keys.cuh"
+#include "kernels/cuda/encode/prefill_pivot.cuh"
 
 // What the halves of encode/flip_keys.cu share: one block of 8 warps an SM, each with 16 keys of a page at a
 // time, which has to itself all but the head's metric.

@@ -87,6 +87,16 @@ __device__ inline void multiply_rows(const std::int8_t* metric, int d,
   }
 }
 
+// C of a metric's bytes, from the lowest of words on.
+template <int C>
+__device__ inline void load_metric_bytes(const std::int8_t* at, std::uint32_t (&bytes)[(C + 3) / 4]) {
+  if constexpr (C == 1) bytes[0] = static_cast<std::uint8_t>(*at);
+  else if constexpr (C == 2) bytes[0] = *reinterpret_cast<const std::uint16_t*>(at);
+  else
+#pragma unroll
+    for (int w = 0; w < C / 4; ++w) bytes[w] = reinterpret_cast<const std::uint32_t*>(at)[w];
+}
+
 // metric [d, d] of the head; codes: indices without signs, which become codes as stored. Returns the new B.
 template <int C>
 __device__ inline float flip_codes(const std::int8_t* metric, const std::uint32_t (&levels)[C],
@@ -150,13 +160,8 @@ __device__ inline float flip_codes(const std::int8_t* metric, const std::uint32_
     const std::uint32_t taken = __reduce_min_sync(~0u, own == most ? move : ~0u);
     const int row = static_cast<int>(taken >> (33 - kOrderBits));
     const float minus = -2.0f * __uint_as_float(taken << kOrderBits);
-    const std::int8_t* at = metric + row * d + (holds ? first : 0);
     std::uint32_t bytes[kWords];
-    if constexpr (C == 1) bytes[0] = static_cast<std::uint8_t>(*at);
-    else if constexpr (C == 2) bytes[0] = *reinterpret_cast<const std::uint16_t*>(at);
-    else
-#pragma unroll
-      for (int w = 0; w < C / 4; ++w) bytes[w] = reinterpret_cast<const std::uint32_t*>(at)[w];
+    load_metric_bytes<C>(metric + row * d + (holds ? first : 0), bytes);
     const std::uint32_t moved = move == taken ? j_at : 4u * kWords;
     const std::uint32_t step = goes_up ? 1u << (8 * (moved % 4)) : ~0u << (8 * (moved % 4));
 #pragma unroll
@@ -180,6 +185,53 @@ __device__ inline float flip_codes(const std::int8_t* metric, const std::uint32_
     codes[j] = index | (negative ? static_cast<std::uint32_t>(count) : 0u);
   }
   return __uint2float_rn(__reduce_add_sync(~0u, squares));
+}
+
+// The same of a centre's numbers (rule 2a): `errors` in units of 1 / 254 of a step, n [C] in steps. All moves
+// are as large.
+template <int C>
+__device__ inline void flip_steps(const std::int8_t* metric, int d, const int (&errors)[C], int (&n)[C]) {
+  constexpr int kWords = (C + 3) / 4, kMove = 2 * kLargestError;
+  const int first = lane_id() * C;
+  const bool holds = first < d;
+  float g[C], cost[C];
+  std::uint32_t bytes[kWords] = {};
+#pragma unroll
+  for (int j = 0; j < C; ++j) {
+    cost[j] = __int2float_rn(kMove * metric[(holds ? first + j : 0) * (d + 1)]);
+    bytes[j / 4] |= (static_cast<std::uint32_t>(holds ? errors[j] : 0) & 0xffu) << (8 * (j % 4));
+  }
+  multiply_rows<C>(metric, d, bytes, g);
+#pragma unroll 1
+  for (int flip = 0; flip < kFlips; ++flip) {
+    float gain_up[C], gain_down[C], best = 0.0f;
+#pragma unroll
+    for (int j = 0; j < C; ++j) {
+      const float up = __fmul_rn(static_cast<float>(kMove), __fadd_rn(cost[j], -g[j])),
+                  down = __fmul_rn(static_cast<float>(kMove), __fadd_rn(cost[j], g[j]));
+      gain_up[j] = holds && n[j] < kLargestError ? up : 0.0f;
+      gain_down[j] = holds && n[j] > -kLargestError ? down : 0.0f;
+      best = fminf(best, fminf(gain_up[j], gain_down[j]));
+    }
+    const std::uint32_t own = __float_as_uint(best), most = __reduce_max_sync(~0u, own);
+    if (most <= 0x80000000u) break;
+    std::uint32_t order = 0;  // 2 coordinates + (0: up, 1: down)
+#pragma unroll
+    for (int j = C - 1; j >= 0; --j) {
+      const auto at = static_cast<std::uint32_t>(2 * (first + j));
+      order = gain_down[j] == best ? at + 1 : order;
+      order = gain_up[j] == best ? at : order;
+    }
+    const std::uint32_t taken = __reduce_min_sync(~0u, own == most ? order : ~0u);
+    const int row = static_cast<int>(taken / 2), up = taken % 2 == 0 ? 1 : -1;
+    load_metric_bytes<C>(metric + row * d + (holds ? first : 0), bytes);
+    const auto minus = static_cast<float>(-2 * kMove * up);
+#pragma unroll
+    for (int j = 0; j < C; ++j) {
+      if (first + j == row) n[j] += up;
+      g[j] = __fmaf_rn(minus, signed_byte(bytes[j / 4] ^ 0x80808080u, j % 4), g[j]);
+    }
+  }
 }
 
 }  // namespace turboquant::kernels::cuda

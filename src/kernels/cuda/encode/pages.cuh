@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/cuda/encode/append.cuh"
+#include "kernels/cuda/encode/pivot.cuh"
 
 // encode of any format and any ragged call: one block for the keys, one for the values of each page (and KV
 // head) that the call touches, one warp a token.
@@ -51,6 +52,8 @@ __device__ inline void encode_part(const EncodeCall& call, const Part& part, boo
   std::uint8_t* page = page_of(call.args, part, part.page, head);
   const bool resident = is_key && part.opens && part.has_own_centre() && part.tokens() <= plan.row_count;
   if (is_key) prepare_centre<C>(call, part, head, plan, block);
+  int pivot = -1;
+  if (kFlip && is_key && part.moves_centre()) pivot = move_own_centre<C>(call, part, head, plan, block);
 
   float* scratch = block.scratch + warp * n;
   auto* codes = reinterpret_cast<std::uint8_t*>(scratch);
@@ -59,17 +62,21 @@ __device__ inline void encode_part(const EncodeCall& call, const Part& part, boo
     const int slot = from + warp;
     Coded<C> token;
     if (slot < part.end) {
-      float x[C], y[C];
-      load_signed(call, part, is_key, head, slot, x);
-      Rotated scaled;
-      if (resident) {
-        scaled = scale_of(call, x);
-#pragma unroll
-        for (int j = 0; j < C; ++j) y[j] = block.rows[(slot - part.begin) * n + lane * C + j];
+      if (kFlip && slot == pivot) {
+        token = Pivot<C>::of(block).coded();
       } else {
-        scaled = rotate_to_half(call, x, scratch, y);
+        float x[C], y[C];
+        load_signed(call, part, is_key, head, slot, x);
+        Rotated scaled;
+        if (resident) {
+          scaled = scale_of(call, x);
+#pragma unroll
+          for (int j = 0; j < C; ++j) y[j] = block.rows[(slot - part.begin) * n + lane * C + j];
+        } else {
+          scaled = rotate_to_half(call, x, scratch, y);
+        }
+        token = code_vector<kFlip>(call, is_key, head, scaled, y, block);
       }
-      token = code_vector<kFlip>(call, is_key, head, scaled, y, block);
       __syncwarp();
 #pragma unroll
       for (int j = 0; j < C; ++j) codes[lane * C + j] = static_cast<std::uint8_t>(token.codes[j]);
@@ -102,7 +109,12 @@ __device__ inline void encode_part(const EncodeCall& call, const Part& part, boo
 // (slots, kv_heads): warp 0 keys, warp 1 values, and few registers, for a place beside a running attend.
 // kFlip: there is a key_metric.
 template <int C, bool kDirect, bool kFlip>
-__global__ void __launch_bounds__(kDirect ? 64 : 256, kDirect&& C <= 4 ? (kFlip ? 8 : 12) : 1)
+inline constexpr int kPageBlocks = C > 4     ? 1
+                                   : kDirect ? (kFlip ? 8 : 12)
+                                   : kFlip   ? 2
+                                             : 1;  // an SM, at least
+template <int C, bool kDirect, bool kFlip>
+__global__ void __launch_bounds__(kDirect ? 64 : 256, kPageBlocks<C, kDirect, kFlip>)
     encode_pages(const __grid_constant__ EncodeCall call, const BlockPlan plan) {
   extern __shared__ __align__(16) unsigned char shared[];
   if (!call.args.settled) wait_for_previous_kernel();

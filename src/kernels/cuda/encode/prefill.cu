@@ -5,50 +5,11 @@
 
 #include "kernels/cuda/encode/entry.h"
 #include "kernels/cuda/encode/prefill_page.cuh"
+#include "kernels/cuda/encode/prefill_tasks.cuh"
 #include "kernels/cuda/launch.h"
 
 namespace turboquant::kernels::cuda {
 namespace {
-
-// Page and rows of a part of a task's head.
-__device__ void find_rows(const EncodeCall& call, PrefillTask& task) {
-  const EncodeArgs& a = call.args;
-  const std::int64_t first_row = task.part.row - task.part.begin;
-  task.page = page_of(a, task.part, task.part.page, task.head);
-  task.keys = static_cast<const std::uint16_t*>(a.keys.data) + row_at(a.keys, first_row, task.head);
-  task.values = static_cast<const std::uint16_t*>(a.values.data) + row_at(a.values, first_row, task.head);
-  task.is_whole = task.part.opens && task.part.tokens() == kPageTokens;
-  task.has_own_mean = task.part.opens && task.part.has_own_centre();
-}
-// Task `at` = (slot, head), head first, by one thread.
-__device__ void make_task(const EncodeCall& call, std::int64_t at, std::int64_t count, PrefillTask& task,
-                          PrefillTask& follower) {
-  const EncodeArgs& a = call.args;
-  task.exists = at < count && find_slot_alone(call, at / a.pages.kv_heads, task.part);
-  if (!task.exists) return;
-  const Part& part = task.part;
-  task.head = static_cast<int>(at % a.pages.kv_heads);
-  find_rows(call, task);
-  task.leads = !(part.follows() && part.previous_in_call);
-  task.followed =
-      find_part(a.sequences, part.sequence, part.page + 1, follower.part) && follower.part.follows();
-  if (!task.followed) return;
-  follower.head = task.head;
-  find_rows(call, follower);
-  follower.followed = false;  // it is not full
-}
-
-// The first task from `at` on of the team of `at`, for keys: every kTeams-th of the block's is.
-__device__ int find_task(const PrefillShared& shared, int at) {
-  while (at < kTasks && !(shared.tasks[at].exists && shared.tasks[at].leads)) at += kTeams;
-  return at < kTasks ? at : kNoTask;
-}
-__device__ void link_task(PrefillShared& shared, int at) {
-  PrefillTask& task = shared.tasks[at];
-  const int next = find_task(shared, at + kTeams);
-  task.next = task.exists && task.followed ? kTasks + at : next;
-  shared.tasks[kTasks + at].next = next;
-}
 
 // The team's share of the block's keys.
 template <DType kType>
@@ -68,7 +29,9 @@ __device__ void encode_some_values(const EncodeCall& call, PrefillShared& shared
   if (is_for_warp(unit != kNoTask)) fetch_values(call, shared, unit);
   while (is_for_warp(unit != kNoTask)) {
     shared.begin_turn(unit / kTeamWarps, unit % kTeamWarps, shared.take_values());
-    encode_values<kType>(call, shared);
+    encode_values<kType>(call, shared, [&] {
+      if (is_for_warp(shared.next() != kNoTask)) fetch_values(call, shared, shared.next());
+    });
     unit = shared.next();
   }
 }
@@ -156,10 +119,12 @@ Status launch_prefill(const EncodeCall& call, std::int64_t slots, const DeviceLi
   const auto heads = static_cast<unsigned>(call.args.pages.kv_heads);
   const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(slots * heads, limits.sm_count));
   const Launch how{"encode", dim3(blocks), dim3(kPrefillThreads), sizeof(PrefillShared), true};
-  const Status status = launch(
-      how, context,
-      call.args.keys.dtype == DType::kBF16 ? &encode_prefill<DType::kBF16> : &encode_prefill<DType::kF16>,
-      call, slots);
+  const Status status = call.args.basis.key_metric != nullptr
+                            ? launch_prefill_turns(call, slots, blocks, context)
+                            : launch(how, context,
+                                     call.args.keys.dtype == DType::kBF16 ? &encode_prefill<DType::kBF16>
+                                                                          : &encode_prefill<DType::kF16>,
+                                     call, slots);
   if (!status.ok() || fringe.data == nullptr) return status;
   const dim3 grid(static_cast<unsigned>(call.args.sequences.count),
                   static_cast<unsigned>(fringe_blocks(fringe)), 2 * heads);

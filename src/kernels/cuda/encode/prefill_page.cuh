@@ -68,14 +68,14 @@ __device__ inline void encode_keys(const EncodeCall& call, PrefillShared& shared
   store_key_codes(codes, team.token, task.part, format.k_bits, page);
 }
 
-// Codes of a unit's rotated values. The next unit's are fetched first. kPlain: all of them have a factor of 1
+// Codes of a unit's rotated values. What comes next is fetched first. kPlain: all of them have a factor of 1
 // and are large. What is known of them is known where they are coded: two copies of the code, but one has no
 // moves of registers and fewer branches.
-template <bool kPlain>
+template <bool kPlain, class FetchNext>
 __device__ inline void code_values(const EncodeCall& call, PrefillShared& shared, SideVector& y,
-                                   float largest, Rotated scaled) {
+                                   float largest, Rotated scaled, const FetchNext& fetch_next) {
   __syncwarp();
-  if (is_for_warp(shared.next() != kNoTask)) fetch_values(call, shared, shared.next());
+  fetch_next();
   const SideCodes codes =
       code_side<ValueOrder, kPlain>(y, largest, scaled, call.rotation_scale, call.value_coder);
   const PageFormat& format = call.args.pages.format;
@@ -87,16 +87,18 @@ __device__ inline void code_values(const EncodeCall& call, PrefillShared& shared
   store_values(codes, quarter, task.part, format.v_bits, page + value_codes_at(format),
                shared.codes[this_thread() / 32]);
 }
-template <DType kType>
-__device__ inline void encode_values(const EncodeCall& call, PrefillShared& shared) {
+template <DType kType, class FetchNext>
+__device__ inline void encode_values(const EncodeCall& call, PrefillShared& shared,
+                                     const FetchNext& fetch_next) {
   SideVector y;
   wait_for_fetch();
   rotate<kType>(shared, y);
   const float largest = side_largest(y);
-  if (__all_sync(~0u, is_unscaled(largest))) return code_values<true>(call, shared, y, largest, {1.0f, true});
+  if (__all_sync(~0u, is_unscaled(largest)))
+    return code_values<true>(call, shared, y, largest, {1.0f, true}, fetch_next);
   SideVector again;
   const Rotated scaled = rotate_scaled<kType>(shared.input(), again);
-  code_values<false>(call, shared, again, side_largest(again), scaled);
+  code_values<false>(call, shared, again, side_largest(again), scaled, fetch_next);
 }
 
 }  // namespace turboquant::kernels::cuda

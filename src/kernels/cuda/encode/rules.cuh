@@ -101,6 +101,8 @@ struct Part {
   __device__ bool has_own_centre() const {
     return tokens() >= kCentreTokens || (tokens() >= 2 && !has_previous);
   }
+  // Rule 2a, where there is a metric: its own mean is moved for one of its keys.
+  __device__ bool moves_centre() const { return opens && has_own_centre(); }
   // Its centre comes from the page before, which must have been written.
   __device__ bool follows() const { return opens && has_previous && tokens() < kCentreTokens; }
   __device__ int previous_begin() const {
