@@ -111,7 +111,7 @@ static constexpr int kDirectionRounds = 3;
 static inline std::int8_t direction_number(std::int32_t w, std::int32_t most) {
   return most == 0 ? std::int8_t{0} : steps_in(static_cast<float>(w), 127.0f / static_cast<float>(most));
 }
-// What a centre's coordinate n is off by, in steps / kUnitsPerStep, so that half a step is the
+// What a centre's coordinate n is off by, in units of which a step has so many: then half a step is the
 // largest error that flips begin with.
 static constexpr int kUnitsPerStep = 254;
 static inline float centre_error(float c, float inverse_step, std::int8_t n) {

@@ -4,8 +4,7 @@
 #include "kernels/portable/centre.h"
 
 // Rule 2a of kernels/encode_rules.h: a page's own centre, moved by what the codes of one key, the pivot,
-// leave of it. Costs as much as two or three keys
-// more: M v three times and M E once, of head_dim^2 products each.
+// leave of it. Bound by M v, three times, and M E, head_dim^2 products each: as much as four keys more.
 namespace turboquant::kernels::TQ_ISA {
 namespace {
 

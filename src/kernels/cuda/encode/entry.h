@@ -15,7 +15,7 @@ struct DeviceLimits;
 bool prefill_serves(const EncodeArgs& args, std::int64_t slots, const DeviceLimits& limits);
 Status launch_prefill(const EncodeCall& call, std::int64_t slots, const DeviceLimits& limits,
                       const Context& context);
-// encode/prefill_turns.cu: its main part where there is a metric, but for rule 5a; whether it can.
+// encode/prefill_turns.cu: its main part where there is a metric, rule 5a for pivots alone; whether it can.
 bool prefill_turns_serve(const DeviceLimits& limits);
 Status launch_prefill_turns(const EncodeCall& call, std::int64_t slots, unsigned blocks,
                             const Context& context);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rule 5a behind the prefill kernel, which has coded as if there were no key_metric: each key's levels once
+// Rule 5a behind the prefill kernel, which has coded all keys but pivots without it: each one's levels once
 // more, and its codes moved. Keys whose centre is the mean of such a page's are encoded anew. Bound by
 // instructions, see docs/encode.md.
 #include <algorithm>

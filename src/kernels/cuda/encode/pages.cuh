@@ -105,14 +105,15 @@ __device__ inline void encode_part(const EncodeCall& call, const Part& part, boo
   close_target(page, format, is_key, plan, block, target);
 }
 
-// Grid: (slots, 2 kv_heads); blockIdx.y = 2 head + (0 keys, 1 values). With kDirect, which is plan.direct,
-// (slots, kv_heads): warp 0 keys, warp 1 values, and few registers, for a place beside a running attend.
-// kFlip: there is a key_metric.
+// Blocks an SM, at least.
 template <int C, bool kDirect, bool kFlip>
 inline constexpr int kPageBlocks = C > 4     ? 1
                                    : kDirect ? (kFlip ? 8 : 12)
                                    : kFlip   ? 2
-                                             : 1;  // an SM, at least
+                                             : 1;
+// Grid: (slots, 2 kv_heads); blockIdx.y = 2 head + (0 keys, 1 values). With kDirect, which is plan.direct,
+// (slots, kv_heads): warp 0 keys, warp 1 values, and few registers, for a place beside a running attend.
+// kFlip: there is a key_metric.
 template <int C, bool kDirect, bool kFlip>
 __global__ void __launch_bounds__(kDirect ? 64 : 256, kPageBlocks<C, kDirect, kFlip>)
     encode_pages(const __grid_constant__ EncodeCall call, const BlockPlan plan) {

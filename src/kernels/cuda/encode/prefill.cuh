@@ -4,8 +4,8 @@
 #include "kernels/cuda/encode/block.cuh"
 #include "kernels/cuda/encode/side_code.cuh"
 
-// What the two halves of encode/prefill.cu share: one block of 16 warps an SM, 128 registers a thread. Teams
-// of four warps do a page's keys, 16 a warp; any warp does 16 of its values.
+// What encode/prefill.cu and encode/prefill_turns.cu share: one block of 16 warps an SM, 128 registers a
+// thread. Teams of four warps do a page's keys, 16 a warp; any warp does 16 of its values.
 namespace turboquant::kernels::cuda {
 
 inline constexpr int kPrefillWarps = 16, kPrefillThreads = 32 * kPrefillWarps;
@@ -85,8 +85,8 @@ __device__ inline int value_token(int value_bits, int quarter, int vector) {
                          : first + 2 * quarter + 32 * half;
 }
 
-// A page of the call. A block makes a list of its next ones. Each team does its share of their keys; then a
-// warp takes a quarter of some page's values, whatever comes next, until none is left.
+// A page of the call. A block makes a list of its next ones. Each team does its share of their keys; then, or
+// meanwhile, a warp takes a quarter of some page's values, whatever comes next, until none is left.
 struct PrefillTask {
   Part part;
   std::uint8_t* page;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// encode/prefill.cu for calls with a key_metric, of which it leaves rule 5a to encode/flip_keys.cu: one warp
-// of a team codes a page's pivot, so keys and values are coded in turns, that the others have something to
+// encode/prefill.cu for calls with a key_metric. Rule 5a it leaves to encode/flip_keys.cu, but for pivots:
+// one warp of a team codes a page's, so keys and values are coded in turns, that the others have something to
 // do.
 #include "kernels/cuda/encode/entry.h"
 #include "kernels/cuda/encode/prefill_page.cuh"
