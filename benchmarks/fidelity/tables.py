@@ -54,7 +54,7 @@ def full(report: dict, where: str) -> str:
         if any(row["only_here"] for row in own):
             parts += [heading(own[0]), render_rows(own)]
     if report["blocks"]:
-        parts.append(render_blocks(report["blocks"]))
+        parts.append(render_blocks(report["blocks"], device(report, "blocks")))
     return "\n\n".join(parts)
 
 
@@ -96,8 +96,10 @@ def heading(row: dict) -> str:
     return f"{row['model']}{planted}, {row['tokens']:,} tokens of: {', '.join(row['texts'])}"
 
 
-def device(report: dict) -> str:
-    return ", ".join(sorted({f"{run['device']['name']}, torch {run['versions']['torch']}" for run in report["runs"]}))
+def device(report: dict, kind: str = "cells") -> str:
+    """Of the runs that the report's cells, or its "blocks", are of."""
+    runs = [report["runs"][i] for i in sorted({cell["run"] for cell in report[kind]})]
+    return ", ".join(sorted({f"{run['device']['name']}, torch {run['versions']['torch']}" for run in runs}))
 
 
 def render_rows(rows: list[dict]) -> str:
@@ -141,7 +143,7 @@ def render_targets(targets: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def render_blocks(cells: list[dict]) -> str:
+def render_blocks(cells: list[dict], devices: str) -> str:
     """Over the texts: mean, and least to most, of each variant's figures of its layers."""
     by_variant: dict[tuple[int, str], list[dict]] = {}
     for cell in cells:
@@ -157,7 +159,7 @@ def render_blocks(cells: list[dict]) -> str:
     texts, tokens = sorted({cell["text"] for cell in cells}), sorted({cell["tokens"] for cell in cells})
     lines = [
         "Relative error of the attention blocks' outputs after W_o, with the reference's own activations: root mean square, median and worst of the layers, each over texts of "
-        f"{' or '.join(f'{n:,}' for n in tokens)} tokens ({', '.join(texts)}):",
+        f"{' or '.join(f'{n:,}' for n in tokens)} tokens ({', '.join(texts)}; {devices}):",
         "", "| variant | texts | rms | least to most | median layer | least to most | worst layer (text) | least to most |", "|---" * 8 + "|",
     ]  # fmt: skip
     return "\n".join(lines + [line for *_, line in sorted(rows)])

@@ -155,7 +155,7 @@ def test_blocks_are_summed_over_texts_with_their_spread():
     cells = [
         {"variant": "x", "text": text, "tokens": 640, "stress": "none", "block_errors": errors} for text, errors in (("a", [0.1, 0.3, 0.2]), ("b", [0.4, 0.2, 0.2]))
     ]
-    assert tables.render_blocks(cells).splitlines()[-1] == "| x | 2 | 0.2494 | 0.2160 to 0.2828 | 0.2000 | 0.2000 to 0.2000 | 0.4000 (b) | 0.3000 to 0.4000 |"
+    assert tables.render_blocks(cells, "a machine").splitlines()[-1] == "| x | 2 | 0.2494 | 0.2160 to 0.2828 | 0.2000 | 0.2000 to 0.2000 | 0.4000 (b) | 0.3000 to 0.4000 |"
 
 
 def test_the_readme_and_the_plot_are_over_the_texts_that_their_own_rows_saw():
