@@ -76,7 +76,7 @@ bench-fidelity: package
 	$(PYTHON) -P benchmarks/measure_fidelity.py run $(FIDELITY_ARGS)
 	$(PYTHON) -P benchmarks/measure_fidelity.py report --json build/fidelity/report.json --plot build/fidelity/report.png
 
-# What docs/fidelity.md shows, but for ablations under a stress. The paper's experiments take --device, --threads and --model only: FIDELITY_PAPER_ARGS.
+# What docs/fidelity.md shows, but for ablations under a stress and 1,024 tokens. The paper's experiments take --device, --threads and --model only: FIDELITY_PAPER_ARGS.
 FIDELITY_GROUPS = --groups ours,paper,peer,'peer as run',sixteen
 FIDELITY = $(PYTHON) -P benchmarks/measure_fidelity.py
 bench-fidelity-all: package

@@ -16,7 +16,6 @@ import markers  # noqa: E402
 from fidelity import tables  # noqa: E402
 from fidelity.reproduce import tables as paper  # noqa: E402
 
-EARLIER = "benchmarks/results/no_metric_fidelity_h100.json"
 BEGIN, END = "<!-- fidelity runs: written by tools/fidelity_table.py -->\n", "<!-- end of fidelity runs -->\n"
 
 
@@ -31,11 +30,11 @@ def rendered() -> str:
 
 
 def rendered_in_full() -> str:
-    """docs/fidelity.md's part: our comparison, what an earlier run has beside it, then the paper's experiments."""
+    """docs/fidelity.md's part: our comparison, then the paper's experiments."""
     parts = [tables.full(report, "../" + str(path.relative_to(ROOT))) for path, report in reports()]
-    parts.append(tables.earlier(json.loads((ROOT / EARLIER).read_text()), f"../{EARLIER}"))
+    parts.append("### The paper's experiments")
     for path in sorted((ROOT / "benchmarks/results").glob("paper*.json")):
-        parts.append("### The paper's experiments\n\n" + paper.full(json.loads(path.read_text()), "../" + str(path.relative_to(ROOT))))
+        parts.append(paper.full(json.loads(path.read_text()), "../" + str(path.relative_to(ROOT))))
     return "".join(f"\n{part}\n" for part in parts)
 
 

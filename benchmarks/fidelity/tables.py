@@ -42,7 +42,7 @@ def full(report: dict, where: str) -> str:
     if any(row["group"] == "ablation" for row in rows):
         shown = [row for row in rows if row["group"] == "ablation" or row["variant"] in REFERENCES]
         parts += [f"{heading(rows[0])}: parts of the recipe left out or changed, ideas", render_rows(shown)]
-    grid = render_fringes(rows)
+    grid = render_fringes(rows, least=2)
     if grid:
         parts += [f"{heading(rows[0])}: recipe 4/4, mean KL where the S first and the W newest tokens are kept in 16 bits", grid]
     groups: dict[tuple, list[dict]] = {}
@@ -56,18 +56,6 @@ def full(report: dict, where: str) -> str:
     if report["blocks"]:
         parts.append(render_blocks(report["blocks"], device(report, "blocks")))
     return "\n\n".join(parts)
-
-
-def earlier(report: dict, where: str) -> str:
-    """Of a run under the rule before the key metric: what the newer run has no row of."""
-    rows, _ = whole(report)
-    balances = [row for row in rows if re.fullmatch(r"recipe 4/4( append)?( fringe 4\+28)?( balance off| calibrated)?", row["variant"])]
-    return "\n\n".join([
-        "### Under the rule before the key metric",
-        f"[A run]({where}) of an earlier `encode`: no key metric, and values of 3 and 2 bits as long as their codes. Its rows compare with each other, not with those above.",
-        f"{heading(rows[0])}: the balance off, of the first 128 tokens (no word) and calibrated on other text", render_rows(balances),
-        f"{heading(rows[0])}: recipe 4/4, mean KL where the S first and the W newest tokens are kept in 16 bits", render_fringes(rows, least=3),
-    ])  # fmt: skip
 
 
 def whole(report: dict) -> tuple[list[dict], tuple[str, ...]]:
@@ -138,7 +126,7 @@ def render_targets(targets: list[dict]) -> str:
     lines = ["| target (mean KL) | at most | measured | |", "|---|---|---|---|"]
     for t in targets:
         verdict = "not measured" if t["measured"] is None else "met" if t["met"] else "missed"
-        measured = "" if t["measured"] is None else f"{t['measured']:.3g}"
+        measured = "" if t["measured"] is None else f"{t['measured']:.{3 if t['measured'] < 1 else 5}g}"
         lines.append(f"| {t['what']} | {t['bound']:.3g} | {measured} | {verdict} |")
     return "\n".join(lines)
 

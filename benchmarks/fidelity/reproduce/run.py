@@ -18,9 +18,9 @@ NEEDLE_VARIANTS = (
 
 
 def run(parts: list[str], subject: Subject, facts: dict, path: Path, lengths: list[int], depths: list[float], say: Callable[[str], None]) -> None:
-    """A part that the file has already is kept, unless it is asked for."""
-    report = json.loads(path.read_text()) if path.exists() else {"benchmark": "paper"}
-    report["facts"] = facts
+    """A part that the file has already is kept with its facts, unless it is asked for."""
+    report = json.loads(path.read_text()) if path.exists() else {"benchmark": "paper", "facts": {}}
+    report["facts"] |= {part: facts for part in parts}
     if "distortion" in parts:
         report["distortion"] = distortion.measure()
     if "recall" in parts:
