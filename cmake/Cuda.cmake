@@ -66,5 +66,5 @@ target_compile_options(turboquant_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--expt
   -Xcompiler=-Wall,-Wextra,-Wshadow,-ffp-contract=off $<$<BOOL:${TQ_WERROR}>:--Werror=all-warnings>
   $<$<BOOL:${TQ_CUDA_QUICK}>:--Ofast-compile=max>>)
 # These decide codes: no fused multiply-add, as on the CPU (docs/adr/0002).
-file(GLOB TQ_CODE_SOURCES CONFIGURE_DEPENDS src/kernels/cuda/rotate*.cu src/kernels/cuda/balance*.cu src/kernels/cuda/key_metric/*.cu src/kernels/cuda/encode*.cu src/kernels/cuda/encode/*.cu)
+file(GLOB TQ_CODE_SOURCES CONFIGURE_DEPENDS src/kernels/cuda/rotate*.cu src/kernels/cuda/balance/*.cu src/kernels/cuda/key_metric/*.cu src/kernels/cuda/encode*.cu src/kernels/cuda/encode/*.cu)
 set_source_files_properties(${TQ_CODE_SOURCES} PROPERTIES COMPILE_OPTIONS -fmad=false)
