@@ -40,7 +40,8 @@ void spoil(const Shape& shape, World::Call& call) {
 // One call that is spoilt, then others. Without shape.metric, with one whose entries are all as large: gains
 // of many coordinates are equal. `flat` 0: with zeros, of which no key is longer than another.
 void expect_same(const Shape& shape, DType dtype, const std::vector<std::vector<int>>& calls,
-                 const std::string& what, int flat = 7) {
+                 const std::string& what, int flat = 7,
+                 const kernels::KernelTable& reference = kernels::kReference) {
   World world(shape, 11);
   for (int h = 0; !shape.metric && h < shape.kv_heads; ++h)
     world.add_metric(std::vector<int>(World::n(shape.format.head_dim), flat));
@@ -50,7 +51,7 @@ void expect_same(const Shape& shape, DType dtype, const std::vector<std::vector<
     World::Call call = world.random_call(calls[c]);
     if (c == 0) spoil(shape, call);
     round_to(dtype, call);
-    world.append(kernels::kReference, call);
+    world.append(reference, call);
     const Status status = device.append(world, call, dtype);
     ASSERT_TRUE(status.ok()) << status.error().message << ", " << what;
     if (!expect_same_bytes(world, device, what + ", call " + std::to_string(c))) return;
@@ -150,6 +151,37 @@ TEST(EncodePivot, WritesTheReferencesBytesOfPrefillsOfManyShortSequences) {
     more.push_back(i % 5);
   }
   expect_same(shape, DType::kBF16, {counts, more}, "short sequences");
+}
+
+// The reference's bytes by a faster table: 72,000 keys, then 167,700.
+void expect_same_of_many(const Shape& shape, const std::vector<int>& counts, const std::string& what) {
+  expect_same(shape, DType::kBF16, {counts}, what, 7, *kernels::fast_tables().back());
+}
+
+// 1,125 pages: each team of an H100's 132 blocks has two or three of its own, one after another.
+TEST(EncodePivot, MovesTheCentresOfPagesThatATeamMeetsInARow) {
+  Shape shape;
+  shape.format = {128, 4, 4};
+  shape.kv_heads = 9;
+  shape.group = 1;
+  shape.sequences = 1;
+  shape.max_pages = 125;
+  shape.metric = true;
+  expect_same_of_many(shape, {8000}, "pages in a row");
+}
+
+// A block's list has 64 (slot, head): for 30 heads of these 343 slots it makes a second one.
+TEST(EncodePivot, GoesOnWithABlocksNextList) {
+  Shape shape;
+  shape.format = {128, 4, 4};
+  shape.kv_heads = 30;
+  shape.group = 1;
+  shape.sequences = 130;
+  shape.max_pages = 1;
+  shape.metric = true;
+  std::vector<int> counts;
+  for (int i = 0; i < shape.sequences; ++i) counts.push_back(40 + 3 * (i % 3));
+  expect_same_of_many(shape, counts, "a second list");
 }
 
 }  // namespace
