@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/cuda/encode/block.cuh"
+#include "kernels/cuda/encode/flips.cuh"
 
 // Rule 2a: the direction that a metric weighs most, about.
 namespace turboquant::kernels::cuda {
@@ -20,6 +21,7 @@ struct DirectionScratch {
 template <int n>
 __device__ inline void find_direction(const std::int8_t* metric, int d, const Group& group,
                                       DirectionScratch<n>& scratch, std::int8_t* v) {
+  constexpr int C = n / 32;
   const int thread = group.thread();
   if (thread <= kDirectionRounds) scratch.most[thread] = 0;
   group.sync();
@@ -38,17 +40,16 @@ __device__ inline void find_direction(const std::int8_t* metric, int d, const Gr
   group.sync();
 #pragma unroll 1
   for (int round = 1; round <= kDirectionRounds; ++round) {
+    const uint4 chunk = reinterpret_cast<const uint4*>(v)[thread % (2 * C)];
+    const std::uint32_t part[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
     std::uint32_t mine = 0;
-    for (int e = thread; e < d; e += group.threads) {
-      const auto* a = reinterpret_cast<const int4*>(metric + e * d);
-      int sum = 0;
-#pragma unroll 8
-      for (int f = 0; f < d / 16; ++f) {
-        const int4 m = a[f], x = reinterpret_cast<const int4*>(v)[f];
-        sum = __dp4a(m.x, x.x, __dp4a(m.y, x.y, __dp4a(m.z, x.z, __dp4a(m.w, x.w, sum))));
-      }
-      scratch.product[e] = sum;
-      mine = max(mine, static_cast<std::uint32_t>(abs(sum)));
+    for (int j = thread / 32; j < C; j += group.threads / 32) {
+      int sum[1];
+      multiply_some_rows<C>(metric, d, part, j, sum);
+      const int e = C * (thread % 32) + j;
+      if (e >= d) continue;
+      scratch.product[e] = sum[0];
+      mine = max(mine, static_cast<std::uint32_t>(abs(sum[0])));
     }
     const std::uint32_t most = take_most(round, mine);
     const float per_unit = most > 0 ? divide_normal(127.0f, __uint2float_rn(most)) : 0.0f;

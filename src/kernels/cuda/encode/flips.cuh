@@ -39,13 +39,47 @@ __device__ inline float signed_byte(std::uint32_t word, int b) {
   return __fadd_rn(__uint_as_float(bits), -8388736.0f);
 }
 
-// g = 2 M E of bytes E, C to a lane (in `errors`, from the lowest byte on): 2 C lanes share a row, 16 bytes
-// each. A round's loads are on their way together.
-template <int C>
-__device__ inline void multiply_rows(const std::int8_t* metric, int d,
-                                     const std::uint32_t (&errors)[(C + 3) / 4], float (&g)[C]) {
+// (M E)_e of a lane's coordinates e = C lane + j .. C lane + j + kRows - 1: 2 C lanes share a row of M, 16
+// bytes each; `part` has a lane's 16 of E. Their loads are on their way together.
+template <int C, int kRows>
+__device__ inline void multiply_some_rows(const std::int8_t* metric, int d, const std::uint32_t (&part)[4],
+                                          int j, int (&out)[kRows]) {
   constexpr int kLanes = 2 * C;
   const int lane = lane_id(), m = lane % kLanes, first = lane - m;
+  const std::int8_t* column = metric + (16 * m < d ? 16 * m : 0);
+  int sums[kRows][kLanes];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r)
+#pragma unroll
+    for (int k = 0; k < kLanes; ++k) {
+      int row = (first + k) * C + j + r;
+      if (d < 32 * C) row = min(row, d - 1);  // beyond: of no coordinate
+      const int4 w = *reinterpret_cast<const int4*>(column + row * d);
+      sums[r][k] = __dp4a(w.x, static_cast<int>(part[0]), 0);
+      sums[r][k] = __dp4a(w.y, static_cast<int>(part[1]), sums[r][k]);
+      sums[r][k] = __dp4a(w.z, static_cast<int>(part[2]), sums[r][k]);
+      sums[r][k] = __dp4a(w.w, static_cast<int>(part[3]), sums[r][k]);
+    }
+#pragma unroll
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    const bool high = (m & half) != 0;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r)
+#pragma unroll
+      for (int k = 0; k < half; ++k) {
+        const int given = high ? sums[r][k] : sums[r][k + half], kept = high ? sums[r][k + half] : sums[r][k];
+        sums[r][k] = kept + __shfl_xor_sync(~0u, given, half);
+      }
+  }
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) out[r] = sums[r][0];
+}
+// g = 2 M E of bytes E, C to a lane (in `errors`, from the lowest byte on). kRows of a lane's are multiplied
+// in a round.
+template <int kRows, int C>
+__device__ inline void multiply_rows(const std::int8_t* metric, int d,
+                                     const std::uint32_t (&errors)[(C + 3) / 4], float (&g)[C]) {
+  const int m = lane_id() % (2 * C);
   std::uint32_t e[4];
 #pragma unroll
   for (int w = 0; w < 4; ++w) {  // of coordinates 16 m + 4 w on
@@ -58,32 +92,14 @@ __device__ inline void multiply_rows(const std::int8_t* metric, int d,
         e[w] |= __shfl_sync(~0u, errors[0], (16 * m + 4 * w) / C + k) << (8 * C * k);
     }
   }
-  const std::int8_t* column = metric + (16 * m < d ? 16 * m : 0);
-#pragma unroll(C <= 4 ? 2 : 1)
-  for (int j = 0; j < C; ++j) {
-    int part[kLanes];
+#pragma unroll(kRows == 1 && C <= 4 ? 2 : 1)
+  for (int j = 0; j < C; j += kRows) {
+    int sums[kRows];
+    multiply_some_rows<C, kRows>(metric, d, e, j, sums);
 #pragma unroll
-    for (int k = 0; k < kLanes; ++k) {
-      int row = (first + k) * C + j;
-      if (d < 32 * C) row = min(row, d - 1);  // beyond: of no coordinate
-      const int4 w = *reinterpret_cast<const int4*>(column + row * d);
-      part[k] = __dp4a(w.x, static_cast<int>(e[0]), 0);
-      part[k] = __dp4a(w.y, static_cast<int>(e[1]), part[k]);
-      part[k] = __dp4a(w.z, static_cast<int>(e[2]), part[k]);
-      part[k] = __dp4a(w.w, static_cast<int>(e[3]), part[k]);
-    }
+    for (int k = 0; k + kRows < C; ++k) g[k] = g[k + kRows];
 #pragma unroll
-    for (int half = kLanes / 2; half > 0; half /= 2) {
-      const bool high = (m & half) != 0;
-#pragma unroll
-      for (int k = 0; k < half; ++k) {
-        const int given = high ? part[k] : part[k + half], kept = high ? part[k + half] : part[k];
-        part[k] = kept + __shfl_xor_sync(~0u, given, half);
-      }
-    }
-#pragma unroll
-    for (int k = 0; k + 1 < C; ++k) g[k] = g[k + 1];
-    g[C - 1] = __int2float_rn(2 * part[0]);
+    for (int r = 0; r < kRows; ++r) g[C - kRows + r] = __int2float_rn(2 * sums[r]);
   }
 }
 
@@ -98,7 +114,7 @@ __device__ inline void load_metric_bytes(const std::int8_t* at, std::uint32_t (&
 }
 
 // metric [d, d] of the head; codes: indices without signs, which become codes as stored. Returns the new B.
-template <int C>
+template <int kRows = 1, int C>
 __device__ inline float flip_codes(const std::int8_t* metric, const std::uint32_t (&levels)[C],
                                    const float (&u)[C], int d, const Coder& coder, std::uint32_t sum_n,
                                    float sum_b, std::uint32_t (&codes)[C]) {
@@ -124,7 +140,7 @@ __device__ inline float flip_codes(const std::int8_t* metric, const std::uint32_
     down[j] = -table.up_from(place - 1);
     if (!holds) up[j] = down[j] = 0.0f;
   }
-  multiply_rows<C>(metric, d, errors, g);
+  multiply_rows<kRows>(metric, d, errors, g);
 
 #pragma unroll 1
   for (int flip = 0; flip < kFlips; ++flip) {
@@ -189,7 +205,7 @@ __device__ inline float flip_codes(const std::int8_t* metric, const std::uint32_
 
 // The same of a centre's numbers (rule 2a): `errors` in units of 1 / 254 of a step, n [C] in steps. All moves
 // are as large.
-template <int C>
+template <int kRows = 1, int C>
 __device__ inline void flip_steps(const std::int8_t* metric, int d, const int (&errors)[C], int (&n)[C]) {
   constexpr int kWords = (C + 3) / 4, kMove = 2 * kLargestError;
   const int first = lane_id() * C;
@@ -201,7 +217,7 @@ __device__ inline void flip_steps(const std::int8_t* metric, int d, const int (&
     cost[j] = __int2float_rn(kMove * metric[(holds ? first + j : 0) * (d + 1)]);
     bytes[j / 4] |= (static_cast<std::uint32_t>(holds ? errors[j] : 0) & 0xffu) << (8 * (j % 4));
   }
-  multiply_rows<C>(metric, d, bytes, g);
+  multiply_rows<kRows>(metric, d, bytes, g);
 #pragma unroll 1
   for (int flip = 0; flip < kFlips; ++flip) {
     float gain_up[C], gain_down[C], best = 0.0f;

@@ -105,6 +105,13 @@ __device__ inline void encode_part(const EncodeCall& call, const Part& part, boo
   close_target(page, format, is_key, plan, block, target);
 }
 
+// The same as a call: where a page gets one token, as most do, a kernel shall not pay for what others need.
+template <int C>
+__device__ __noinline__ void encode_part_apart(const EncodeCall& call, const Part part, bool is_key, int head,
+                                               const BlockPlan plan, const Block block) {
+  encode_part<true, C>(call, part, is_key, head, plan, block);
+}
+
 // Blocks an SM, at least.
 template <int C, bool kDirect, bool kFlip>
 inline constexpr int kPageBlocks = C > 4     ? 1
@@ -137,6 +144,7 @@ __global__ void __launch_bounds__(kDirect ? 64 : 256, kPageBlocks<C, kDirect, kF
   for (;;) {
     if constexpr (kDirect) {
       if (part.tokens() == 1) encode_token<kFlip, C>(call, part, is_key, head, block);
+      else if constexpr (kFlip) encode_part_apart<C>(call, part, is_key, head, plan, block);
       else encode_part<kFlip, C>(call, part, is_key, head, plan, block);
     } else {
       encode_part<kFlip, C>(call, part, is_key, head, plan, block);

@@ -14,7 +14,16 @@ __device__ inline Coded<C> move_centre(const Call& call, int head, float factor,
                                        const Block& block) {
   const auto& a = call.args;
   const int d = kDim == 0 ? a.pages.format.head_dim : kDim, first = lane_id() * C;
-  const Coded<C> pivot = code_vector<true, kDim>(call, true, head, {factor, true}, y, block);
+  const std::int8_t* metric = a.basis.key_metric + std::int64_t{head} * d * d;
+  const float centre = centre_step(call, block);
+  float u[C];
+#pragma unroll
+  for (int j = 0; j < C; ++j) {
+    const float n = block.steps[first + j];
+    u[j] = round_to_half(__fadd_rn(y[j], -round_to_half(centre_at(centre, n, factor))));
+  }
+  constexpr int kRows = kDim == 0 ? 1 : 2;  // others wait for a prefill's: more loads at a time
+  const Coded<C> pivot = search<true, kDim, kRows>(u, largest_of(u), factor, call, call.key_coder, metric);
   const Steps steps = steps_of(a.pages.format.k_bits, true);
   const float unit = __fmul_rn(float_of_half(pivot.scale), 1.0f / core::kScaleUnit);
   float c[C];
@@ -34,7 +43,7 @@ __device__ inline Coded<C> move_centre(const Call& call, int head, float factor,
     const float error = rintf(__fmul_rn(2.0f * kMost, off));
     errors[j] = static_cast<int>(fminf(fmaxf(error, -kMost), kMost));
   }
-  flip_steps(a.basis.key_metric + std::int64_t{head} * d * d, d, errors, n);
+  flip_steps<kRows>(metric, d, errors, n);
   __syncwarp();
 #pragma unroll
   for (int j = 0; j < C; ++j) block.steps[first + j] = static_cast<std::int8_t>(n[j]);

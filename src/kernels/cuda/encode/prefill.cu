@@ -14,7 +14,7 @@ namespace {
 // The team's share of the block's keys.
 template <DType kType>
 __device__ void encode_team_keys(const EncodeCall& call, PrefillShared& shared) {
-  int task = find_task(shared, this_team().number);
+  int task = find_task(shared, 0, this_team().number);
   if (is_for_warp(task != kNoTask)) fetch_keys(call, shared, task);
   while (is_for_warp(task != kNoTask)) {
     shared.begin_turn(task, 0, shared.tasks[task].next);
@@ -53,9 +53,11 @@ __global__ void __launch_bounds__(kPrefillThreads, 1)
   let_next_kernel_start();
 
   for (std::int64_t first = blockIdx.x; first < count; first += std::int64_t{kTasks} * gridDim.x) {
-    if (thread < kTasks)
+    if (thread < kTasks) {
       make_task(call, first + std::int64_t{thread} * gridDim.x, count, shared.tasks[thread],
                 shared.tasks[kTasks + thread]);
+      note_leading(shared, thread);
+    }
     __syncthreads();
     if (thread < kTasks) link_task(shared, thread);
     if (thread == 0) shared.value_units = 0;

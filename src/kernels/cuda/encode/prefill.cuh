@@ -120,7 +120,8 @@ struct PrefillShared {
   alignas(16) std::uint32_t flips[kPrefillWarps][kPrefillDim];  // sign bits of a page's signs
   alignas(16) std::uint32_t zeros[kSidePairs];
   std::uint8_t value_tokens[kTeamWarps][kWarpVectors];
-  int value_units;  // that warps have taken: quarter u % 4 of task u / 4
+  std::uint32_t leading[kTasks / 32];  // a bit for each task of the list that leads
+  int value_units;                     // that warps have taken: quarter u % 4 of task u / 4
   PrefillKeys keys[kTeams];
   alignas(16) TokenCodes codes[kPrefillWarps];
 

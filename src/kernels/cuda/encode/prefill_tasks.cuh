@@ -34,14 +34,22 @@ __device__ inline void make_task(const EncodeCall& call, std::int64_t at, std::i
   follower.followed = false;  // it is not full
 }
 
-// The first task from `at` on of the team of `at`, for keys: every kTeams-th of the block's is.
-__device__ inline int find_task(const PrefillShared& shared, int at) {
-  while (at < kTasks && !(shared.tasks[at].exists && shared.tasks[at].leads)) at += kTeams;
-  return at < kTasks ? at : kNoTask;
+// The first threads of a block, when they have made their tasks.
+__device__ inline void note_leading(PrefillShared& shared, int at) {
+  const std::uint32_t leading = __ballot_sync(~0u, shared.tasks[at].exists && shared.tasks[at].leads);
+  if (at % 32 == 0) shared.leading[at / 32] = leading;
+}
+// The n-th one, from 0, of the tasks from `at` on that lead: every kTeams-th of the block's is a team's, for
+// keys.
+__device__ inline int find_task(const PrefillShared& shared, int at, int n) {
+  static_assert(kTasks == 64);
+  std::uint64_t left = (std::uint64_t{shared.leading[1]} << 32 | shared.leading[0]) >> at;
+  for (; n > 0; --n) left &= left - 1;
+  return left != 0 ? at + __ffsll(static_cast<long long>(left)) - 1 : kNoTask;
 }
 __device__ inline void link_task(PrefillShared& shared, int at) {
   PrefillTask& task = shared.tasks[at];
-  const int next = find_task(shared, at + kTeams);
+  const int next = at + 1 < kTasks ? find_task(shared, at + 1, kTeams - 1) : kNoTask;
   task.next = task.exists && task.followed ? kTasks + at : next;
   shared.tasks[kTasks + at].next = next;
 }

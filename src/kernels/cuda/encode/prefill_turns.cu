@@ -2,6 +2,8 @@
 // encode/prefill.cu for calls with a key_metric. Rule 5a it leaves to encode/flip_keys.cu, but for pivots:
 // one warp of a team codes a page's, so keys and values are coded in turns, that the others have something to
 // do.
+#include <numeric>
+
 #include "kernels/cuda/encode/entry.h"
 #include "kernels/cuda/encode/prefill_page.cuh"
 #include "kernels/cuda/encode/prefill_pivot.cuh"
@@ -120,6 +122,14 @@ __device__ inline void finish_keys(const EncodeCall& call, TurnsShared& shared) 
   store_key_codes(codes, team.token, task.part, format.k_bits, page);
 }
 
+// In a list of `size` each cycle-th task is of the same head. Which one is the at-th, if a head's come one
+// after another?
+__device__ inline int in_order_of_heads(int cycle, int size, int at) {
+  if (cycle == 1 || at >= size) return at;
+  const int least = size / cycle, longer = size % cycle, of_longer = longer * (least + 1);
+  if (at < of_longer) return at % (least + 1) * cycle + at / (least + 1);
+  return (at - of_longer) % least * cycle + longer + (at - of_longer) / least;
+}
 // The first threads of a block: which tasks of the list need a direction of their own.
 __device__ inline void link_heads(TurnsShared& shared, int at) {
   const PrefillTask& task = shared.tasks[at];
@@ -148,7 +158,7 @@ template <DType kType>
 __device__ void encode_in_turns(const EncodeCall& call, TurnsShared& shared) {
   volatile auto& plan = shared.plan();
   {
-    const int task = find_task(shared, this_team().number);
+    const int task = find_task(shared, 0, this_team().number);
     const int unit = is_for_warp(task != kNoTask) ? kNoTask : shared.take_values();
     fetch(call, shared, unit, task);
     plan.after.task = task;
@@ -193,10 +203,10 @@ __device__ void encode_in_turns(const EncodeCall& call, TurnsShared& shared) {
   }
 }
 
-// Blocks take each gridDim.x-th task.
+// Blocks take each gridDim.x-th task. Lists are in order of heads as of a `cycle`.
 template <DType kType>
 __global__ void __launch_bounds__(kPrefillThreads, 1)
-    encode_turns(const __grid_constant__ EncodeCall call, const std::int64_t slots) {
+    encode_turns(const __grid_constant__ EncodeCall call, const std::int64_t slots, const int cycle) {
   extern __shared__ __align__(128) unsigned char bytes[];
   auto& shared = *reinterpret_cast<TurnsShared*>(bytes);
   const std::int64_t count = slots * call.args.pages.kv_heads;
@@ -210,9 +220,13 @@ __global__ void __launch_bounds__(kPrefillThreads, 1)
   let_next_kernel_start();
 
   for (std::int64_t first = blockIdx.x; first < count; first += std::int64_t{kTasks} * gridDim.x) {
-    if (thread < kTasks)
-      make_task(call, first + std::int64_t{thread} * gridDim.x, count, shared.tasks[thread],
-                shared.tasks[kTasks + thread]);
+    if (thread < kTasks) {
+      const std::int64_t left = (count - first + gridDim.x - 1) / gridDim.x;
+      const int size = left < kTasks ? static_cast<int>(left) : kTasks;
+      const std::int64_t at = in_order_of_heads(cycle, size, thread);
+      make_task(call, first + at * gridDim.x, count, shared.tasks[thread], shared.tasks[kTasks + thread]);
+      note_leading(shared, thread);
+    }
     __syncthreads();
     if (thread < kTasks) link_task(shared, thread);
     if (thread < kTasks) link_heads(shared, thread);
@@ -232,10 +246,14 @@ bool prefill_turns_serve(const DeviceLimits& limits) {
 Status launch_prefill_turns(const EncodeCall& call, std::int64_t slots, unsigned blocks,
                             const Context& context) {
   const Launch how{"encode", dim3(blocks), dim3(kPrefillThreads), sizeof(TurnsShared), true};
+  // Tasks are head first, so each so many-th one of a block is of the same head. A list of many of a head is
+  // put in order: the head's metric then stays in the L1.
+  const int heads = call.args.pages.kv_heads, cycle = heads / std::gcd(heads, static_cast<int>(blocks));
+  const bool is_long = slots * heads >= std::int64_t{kTasks} / 2 * blocks;
   return launch(
       how, context,
       call.args.keys.dtype == DType::kBF16 ? &encode_turns<DType::kBF16> : &encode_turns<DType::kF16>, call,
-      slots);
+      slots, is_long ? cycle : 1);
 }
 
 }  // namespace turboquant::kernels::cuda

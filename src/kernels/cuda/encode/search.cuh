@@ -30,8 +30,9 @@ __device__ inline float round_to_11_bits(float x) {
 }
 
 // u in a warp's lanes, fp16 numbers, and its largest magnitude. With kFlip by the head's metric [d, d],
-// unless that is null. A kDim that is not 0 is the head_dim, for shorter code.
-template <bool kFlip, int kDim, int C, class Call>
+// unless that is null, kRows of whose rows a lane reads at a time. A kDim that is not 0 is the head_dim, for
+// shorter code.
+template <bool kFlip, int kDim, int kRows = 1, int C, class Call>
 __device__ inline Coded<C> search(const float (&u)[C], float largest, float factor, const Call& call,
                                   const Coder& coder, const std::int8_t* metric) {
   Coded<C> out;
@@ -79,7 +80,7 @@ __device__ inline Coded<C> search(const float (&u)[C], float largest, float fact
     for (int j = 0; j < C; ++j) out.codes[j] = code_indices(coder, indices[j]);
   }
   if (kFlip && metric != nullptr) {
-    best.b = flip_codes(metric, levels, u, d, coder, sum_n, best.b, out.codes);
+    best.b = flip_codes<kRows>(metric, levels, u, d, coder, sum_n, best.b, out.codes);
   } else {
     const std::uint32_t sign = 1u << (coder.bits - 1);
 #pragma unroll
