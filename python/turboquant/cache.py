@@ -69,12 +69,15 @@ class TurboQuantCache(Cache):
 
         layers = _stock_layers(text)
         full = [i for i, layer in enumerate(layers) if type(layer) is DynamicLayer]
+        self.settings.layers = len(layers)
         other = {type(layer).__name__ for layer in layers if type(layer) not in (DynamicLayer, *STOCK_LAYERS)}
         if other:
             raise NotImplementedError(f"layers of type {sorted(other)} are not supported: {REMEDY}")
         ring: list[OffloadedLayer] = []
+        differ = hasattr(text, "per_layer_config") and text.is_heterogeneous
         for i in full:
-            _check_head_dim(text, i, k_bits, v_bits)
+            if differ or i == full[0]:
+                _check_head_dim(text, i, k_bits, v_bits)
             readers = 1 + (sharing_layers(text) if i == full[-1] else 0)
             if offloading:
                 layers[i] = OffloadedLayer(self.settings, i, readers, ring)
@@ -109,6 +112,7 @@ class TurboQuantCache(Cache):
                     total[name] += count
             else:
                 total["stock"] += sum(t.nbytes for t in vars(layer).values() if hasattr(t, "nbytes"))
+        total["signs"] += sum(t.nbytes for t in self.settings.basis_tensors())
         total["tables"] += sum(t.nbytes for t in self.settings.cached_tensors())
         total["workspace"] = sum(t.nbytes for t in self.settings.workspaces())
         return total

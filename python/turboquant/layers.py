@@ -17,7 +17,7 @@ from .metric import Growth, begun
 from .options import LastOptions, Options
 from .pages import PAGE_TOKENS, PagePool, PageTable
 from .prepared import Prepared
-from .settings import CacheSettings, sign_seed
+from .settings import CacheSettings
 from .vectors import balance_from, check_vectors
 
 _again = torch.ops.turboquant.attend_encode_prepared.default
@@ -52,7 +52,6 @@ class TurboQuantLayer(CacheLayerMixin):
         device, slots = key_states.device, settings.fringe_first + settings.fringe_recent
         page_bytes = ops.page_bytes(head_dim, settings.k_bits, settings.v_bits)
         self.prepared = None
-        base = ops.hadamard_base(head_dim)
         fixed_pages = -(-settings.max_tokens // 64) if settings.max_tokens else 0
 
         self.pages = PageTable(PagePool(kv_heads, page_bytes, device), batch, fixed_pages)
@@ -60,11 +59,9 @@ class TurboQuantLayer(CacheLayerMixin):
         if slots:
             self.fringe = torch.zeros((batch, kv_heads, slots, 2, head_dim), dtype=torch.float16, device=device)
             self.recent_starts = torch.zeros(batch, dtype=torch.int32, device=device)
-        signs = torch.stack([ops.random_signs(head_dim, sign_seed(settings.seed, self.index, values)) for values in (False, True)])
-        # xi, of the keys and of the values.
-        self.signs, self.value_signs = signs[:, None].repeat(1, kv_heads, 1).to(device, non_blocking=True).unbind(0)
+        self.signs, self.value_signs = settings.signs(self.index, kv_heads, head_dim, device)  # xi
         self.kv_heads, self.head_dim = kv_heads, head_dim
-        self.base = None if base.shape[0] == 1 else base.to(device, non_blocking=True)
+        self.base = settings.base(head_dim, device)
         self._begin_basis()
         self.dtype, self.device = key_states.dtype, device
         self._set_starts((0,) * batch)
@@ -391,8 +388,8 @@ class TurboQuantLayer(CacheLayerMixin):
             "pages": (self.pages.pool.data,),
             "fringe": (self.fringe,),
             "tables": (self.pages.table, self.recent_starts, self.starts_tensor),
-            "signs": (self.signs, self.value_signs, self.base)
-            + ((self.key_signs, self.query_signs) if self.key_signs is not self.signs else ())
+            # Its own: those that all layers share are the settings'.
+            "signs": ((self.key_signs, self.query_signs) if self.key_signs is not self.signs else ())
             + (self.key_metric, self.growth and self.growth.moment),
             "pending": self.pending.tensors() if self.pending else (),
             "host": (self.prepared.state,) if self.prepared else (),

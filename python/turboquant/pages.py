@@ -26,7 +26,8 @@ class PagePool:
         if count <= have:
             return
         grown = self.data.new_zeros((count, *self.data.shape[1:]))
-        grown[:have].copy_(self.data)
+        if have:
+            grown[:have].copy_(self.data)
         self.data = grown
         self.holders.extend([0] * (count - have))
         self.free.extend(range(count - 1, have - 1, -1))  # taken from the end: low numbers first
@@ -129,11 +130,16 @@ class PageTable:
         return copies
 
     def _write_table(self, first: int, last: int) -> None:
-        if last > self.table.shape[1]:
-            wider = self.table.new_zeros((self.table.shape[0], max(last, self.table.shape[1] * 3 // 2)))
-            wider[:, : self.table.shape[1]] = self.table
-            self.table = wider
         new = torch.tensor([row[first:last] for row in self.rows], dtype=torch.int32)
+        have = self.table.shape[1]
+        if last > have:
+            width = max(last, have * 3 // 2)
+            if not first:  # all of it is new: made here, and brought over at once
+                self.table = torch.nn.functional.pad(new, (0, width - last)).to(self.table.device, non_blocking=True)
+                return
+            wider = self.table.new_zeros((self.table.shape[0], width))
+            wider[:, :have] = self.table
+            self.table = wider
         self.table[:, first:last].copy_(new, non_blocking=True)
 
 

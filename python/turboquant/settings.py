@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from .masks import MaskReader
 
 # Calls of at most so many tokens a sequence (decoding, drafts) share one workspace; larger ones make their own.
 KEPT_WORKSPACE_TOKENS = 16
+LAYERS = 32  # whose signs are one tensor
 
 
 @dataclass
@@ -32,13 +34,35 @@ class CacheSettings:
     metric: bool = False  # codes of keys are chosen by what queries make of their errors (metric.py)
     hold: int = 0  # the first tokens are coded when there are so many (held.py); 0: at once
     metric_grows: bool = True  # as more queries come; False: those of the first coded call make it
+    layers: int = 0  # of the cache; 0: not known
     masks: MaskReader = field(default_factory=MaskReader)
     warned: set[str] = field(default_factory=set)
+    _signs: dict = field(default_factory=dict)
+    _bases: dict = field(default_factory=dict)
     _token_starts: dict = field(default_factory=dict)
     _lengths: dict = field(default_factory=dict)
     _last_lengths: tuple = (-1, 0, None, None)
     _workspace_bytes: dict = field(default_factory=dict)
     _workspaces: dict = field(default_factory=dict)
+
+    def signs(self, layer: int, kv_heads: int, head_dim: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """fp32 [kv_heads, head_dim] of a layer's keys and of its values; never written. Those of LAYERS layers come to the
+        device at once, where the cache has so many: at a layer's first call the GPU waits for its host."""
+        most = LAYERS if layer < self.layers else 1
+        first = layer // most * most
+        key = (first, kv_heads, head_dim, device)
+        if (found := self._signs.get(key)) is None:
+            host = _host_signs(self.seed, first, max(min(most, self.layers - first), 1), head_dim)
+            found = self._signs[key] = host[:, :, None].to(device, non_blocking=True).repeat(1, 1, kv_heads, 1)
+        return found[layer - first].unbind(0)
+
+    def base(self, head_dim: int, device: torch.device) -> torch.Tensor | None:
+        """The rotation's base matrix (ops.hadamard_base); None where it is 1."""
+        key = (head_dim, device)
+        if key not in self._bases:
+            base = ops.hadamard_base(head_dim)
+            self._bases[key] = None if base.shape[0] == 1 else base.to(device, non_blocking=True)
+        return self._bases[key]
 
     def token_starts(self, batch: int, tokens: int, device: torch.device) -> torch.Tensor:
         """int32 [batch + 1]: the rows of `batch` sequences of `tokens` each. The last few are kept."""
@@ -78,6 +102,10 @@ class CacheSettings:
     def cached_tensors(self) -> list[torch.Tensor]:
         return [*self._token_starts.values(), *self._lengths.values()]
 
+    def basis_tensors(self) -> list[torch.Tensor]:
+        """What signs() and base() gave out parts of."""
+        return [*self._signs.values(), *(base for base in self._bases.values() if base is not None)]
+
     def workspaces(self) -> list[torch.Tensor]:
         return list(self._workspaces.values())
 
@@ -92,6 +120,13 @@ def _keep(kept: dict, key: tuple, value: Any, limit: int = 4) -> Any:
         kept.clear()
     kept[key] = value
     return value
+
+
+@functools.lru_cache(maxsize=8)
+def _host_signs(seed: int, first: int, count: int, head_dim: int) -> torch.Tensor:
+    """fp32 [count, 2 (keys, values), head_dim] of the layers from `first` on."""
+    seeds = [sign_seed(seed, layer, values) for layer in range(first, first + count) for values in (False, True)]
+    return torch.stack([ops.random_signs(head_dim, x) for x in seeds]).unflatten(0, (count, 2))
 
 
 def sign_seed(seed: int, layer: int, values: bool) -> int:

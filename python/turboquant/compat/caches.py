@@ -176,7 +176,8 @@ class CompressedDynamicCache(_Wrapper):
     def vram_bytes(self) -> int:
         """Bytes of every tensor that the compressed layers hold: pages, fringe, tables, signs."""
         held = sum(sum(layer.memory().values()) for layer in self._compressed_layers())
-        return held + sum(tensor.nbytes for tensor in self._settings.cached_tensors()) if held else 0
+        shared = (*self._settings.cached_tensors(), *self._settings.basis_tensors())
+        return held + sum(tensor.nbytes for tensor in shared) if held else 0
 
     def baseline_vram_bytes(self) -> int:
         """What the same tokens take in 16 bits."""
