@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,8 +45,8 @@ class CacheSettings:
     _workspaces: dict = field(default_factory=dict)
 
     def signs(self, layer: int, kv_heads: int, head_dim: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """fp32 [kv_heads, head_dim] of a layer's keys and of its values; never written. Those of LAYERS layers come to the
-        device at once, where the cache has so many: at a layer's first call the GPU waits for its host."""
+        """fp32 [kv_heads, head_dim] of a layer's keys and of its values; never written, and kept as long as the cache. Those of
+        LAYERS layers come to the device at once, where the cache has so many: at a layer's first call the GPU waits for its host."""
         most = LAYERS if layer < self.layers else 1
         first = layer // most * most
         key = (first, kv_heads, head_dim, device)
@@ -122,11 +121,18 @@ def _keep(kept: dict, key: tuple, value: Any, limit: int = 4) -> Any:
     return value
 
 
-@functools.lru_cache(maxsize=8)
+_HOST_SIGNS: dict[tuple, torch.Tensor] = {}  # the last few, for caches that come one after another
+
+
 def _host_signs(seed: int, first: int, count: int, head_dim: int) -> torch.Tensor:
     """fp32 [count, 2 (keys, values), head_dim] of the layers from `first` on."""
-    seeds = [sign_seed(seed, layer, values) for layer in range(first, first + count) for values in (False, True)]
-    return torch.stack([ops.random_signs(head_dim, x) for x in seeds]).unflatten(0, (count, 2))
+    key = (seed, first, count, head_dim)
+    if (found := _HOST_SIGNS.get(key)) is None:
+        seeds = [sign_seed(seed, layer, values) for layer in range(first, first + count) for values in (False, True)]
+        found = torch.stack([ops.random_signs(head_dim, x) for x in seeds]).unflatten(0, (count, 2))
+        if type(found) is torch.Tensor:  # a tracer's tensors are its own
+            _keep(_HOST_SIGNS, key, found, 8)
+    return found
 
 
 def sign_seed(seed: int, layer: int, values: bool) -> int:

@@ -153,7 +153,7 @@ TEST(EncodePivot, WritesTheReferencesBytesOfPrefillsOfManyShortSequences) {
   expect_same(shape, DType::kBF16, {counts, more}, "short sequences");
 }
 
-// The reference's bytes by a faster table: 72,000 keys, then 167,700.
+// The reference's bytes by a faster table: 72,000 keys, then 167,610.
 void expect_same_of_many(const Shape& shape, const std::vector<int>& counts, const std::string& what) {
   expect_same(shape, DType::kBF16, {counts}, what, 7, *kernels::fast_tables().back());
 }
@@ -170,7 +170,8 @@ TEST(EncodePivot, MovesTheCentresOfPagesThatATeamMeetsInARow) {
   expect_same_of_many(shape, {8000}, "pages in a row");
 }
 
-// A block's list has 64 (slot, head): for 30 heads of these 343 slots it makes a second one.
+// A block's list has 64 (slot, head): for 30 heads of these 343 slots each of an H100's blocks makes a second
+// one.
 TEST(EncodePivot, GoesOnWithABlocksNextList) {
   Shape shape;
   shape.format = {128, 4, 4};
